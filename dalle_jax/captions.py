@@ -1,16 +1,21 @@
-"""Text conditions of the second stage: captions as tokens (arXiv 2102.12092, section 2.2)."""
+"""Text conditions of the second stage: captions as tokens (arXiv 2102.12092, section 2.2).
+
+A run keeps its condition as `tokenizer.json`: `to_json` of any class here, which `parse_captions` reads.
+"""
 
 import dataclasses
 import hashlib
+import json
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
 
+from dalle_jax.text_normalizer import TextNormalizer
 from train_jax.data.captions import CaptionChoice
 from train_jax.data.text import Tokenizer
 from train_jax.data.yttm import YouTokenToMe
@@ -91,6 +96,9 @@ class Captions(_TextCondition):
     def fingerprint(self) -> str:
         return self.tokenizer.fingerprint
 
+    def to_json(self) -> str:
+        return self.tokenizer.to_json()
+
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
@@ -117,6 +125,7 @@ class SubwordCaptions(_TextCondition):
       pad: id of the pad token.
       normalize: normalisation of texts before the tokenizer's, except of the empty text, which is that of no caption.
       droppable: whether the model was also trained without captions.
+      choose: choice of a record's caption during training.
       padding: `pad` if an encoder does not read it; see `vqgan_jax.stage2.condition.Condition`.
     """
 
@@ -124,14 +133,26 @@ class SubwordCaptions(_TextCondition):
     length: int
     vocabulary_size: int
     pad: int
-    normalize: Callable[[str], str] | None = None
+    normalize: TextNormalizer | None = None
     droppable: bool = False
     padding: int | None = None
+    choose: CaptionChoice = CaptionChoice()
 
     @property
     def fingerprint(self) -> str:
-        normalized = "" if self.normalize is None else f"{type(self.normalize).__name__} "
+        normalized = "" if self.normalize is None else f"{self.normalize.words} "
         return hashlib.sha256(f"{normalized}{self.length} {self.bpe.to_str()}".encode()).hexdigest()
+
+    def to_json(self) -> str:
+        names = ("length", "vocabulary_size", "pad", "droppable", "padding")
+        values = {name: getattr(self, name) for name in names}
+        words = None if self.normalize is None else self.normalize.words
+        return json.dumps({"captions": "subwords", "bpe": self.bpe.to_str(), "words": words, **values})
+
+    @classmethod
+    def from_values(cls, bpe: str, words: Sequence[str] | None, **values) -> "SubwordCaptions":
+        normalize = None if words is None else TextNormalizer(tuple(words))
+        return cls(tokenizers.Tokenizer.from_str(bpe), normalize=normalize, **values)
 
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
@@ -163,14 +184,15 @@ class YttmCaptions(_TextCondition):
       text_length: number of tokens per caption.
       vocabulary_size: vocabulary size of the model, with the pads.
       is_shifted: whether one more begin token precedes the caption, as in ruDALL-E's second version.
+      droppable, choose: as in `SubwordCaptions`.
     """
 
     bpe: YouTokenToMe
     text_length: int
     vocabulary_size: int
     is_shifted: bool = False
-
-    droppable = False  # ruDALL-E is trained without dropped captions
+    droppable: bool = False
+    choose: CaptionChoice = CaptionChoice()
 
     @property
     def length(self) -> int:
@@ -178,7 +200,16 @@ class YttmCaptions(_TextCondition):
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.text_length} {self.is_shifted} {self.bpe.fingerprint}"
+        return hashlib.sha256(f"{self.text_length} {self.is_shifted} {self.bpe.source}".encode()).hexdigest()
+
+    def to_json(self) -> str:
+        names = ("text_length", "vocabulary_size", "is_shifted", "droppable")
+        values = {name: getattr(self, name) for name in names}
+        return json.dumps({"captions": "yttm", "bpe": self.bpe.source, **values})
+
+    @classmethod
+    def from_values(cls, bpe: str, **values) -> "YttmCaptions":
+        return cls(YouTokenToMe.parse(bpe), **values)
 
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
@@ -198,3 +229,30 @@ class YttmCaptions(_TextCondition):
     def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         """Returns a mask of the tokens in the loss: all tokens except padding."""
         return tokens < self.vocabulary_size - self.text_length
+
+
+_CLASSES = {"subwords": SubwordCaptions, "yttm": YttmCaptions}  # value of "captions" in `to_json`
+
+
+def parse_captions(
+    text: str, length: int, droppable: bool, bpe_dropout: float = 0.0, choose: CaptionChoice | None = None
+) -> Captions | SubwordCaptions | YttmCaptions:
+    """Parses the condition of a run.
+
+    Args:
+      text: result of `to_json`, or the content of a `tokenizer.json` with CLIP's layout.
+      length: number of tokens per caption, for CLIP's layout.
+      droppable, bpe_dropout, choose: see `Captions`. Captions that could be dropped before still can be.
+
+    Raises ValueError for other content, and for BPE dropout with the tokenizer of another project.
+    """
+    choose, values = choose or CaptionChoice(), json.loads(text)
+    kind = values.pop("captions", None) if isinstance(values, dict) else None
+    if kind is None:
+        return Captions(Tokenizer.from_json(text, length), droppable, bpe_dropout, choose)
+    if kind not in _CLASSES:
+        raise ValueError(f"captions of the kind {kind!r}; known are {', '.join(_CLASSES)}")
+    if bpe_dropout:
+        raise ValueError(f"BPE dropout = {bpe_dropout}: it must be 0 with the tokenizer of another project")
+    values["droppable"] |= droppable
+    return _CLASSES[kind].from_values(**values, choose=choose)

@@ -70,7 +70,7 @@ def _make_parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, run) -> argparse.ArgumentParser:
         subparser = command_parser(name, text, run)
         subparser.add_argument(
-            "--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E, dalle-mini or ruDALL-E"
+            "--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E, dalle-mini, ruDALL-E"
         )
         subparser.add_argument(
             "--vqgan", metavar="VQGAN", help="VQGAN of a model without one, such as dalle-mini (default: vqgan/ in MODEL)"

@@ -8,7 +8,6 @@ import functools
 import html
 import math
 import re
-from pathlib import Path
 
 import ftfy
 
@@ -51,10 +50,10 @@ class TextNormalizer:
     """Normalises texts.
 
     Attributes:
-      words: file of words by descending frequency, which splits hashtags into words.
+      words: words by descending frequency, which split hashtags; (): hashtags are errors.
     """
 
-    words: Path
+    words: tuple[str, ...] = ()
 
     def __call__(self, text: str) -> str:
         """Returns the normalised text, which begins with a space.
@@ -90,11 +89,9 @@ class TextNormalizer:
     @functools.cached_property
     def _word_costs(self) -> tuple[dict[str, float], int]:
         """The cost of each word, and the length of the longest."""
-        try:
-            words = [line.split()[0] for line in self.words.read_text("utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError, IndexError) as error:
-            raise ValueError(f"hashtags are split by {self.words}, which cannot be read: {error}") from error
-        return {word: math.log(rank) for rank, word in enumerate(words, 1)}, max(map(len, words))
+        if not self.words:
+            raise ValueError(f"a hashtag is split into words by {WORDS}, which was not beside the weights")
+        return {word: math.log(rank) for rank, word in enumerate(self.words, 1)}, max(map(len, self.words))
 
 
 def _to_ascii(text: str) -> str:

@@ -32,7 +32,7 @@ def open_checkpoint(path: str | Path, step: int | None = None, vqgan: str | Path
         raise LoadError(f"{path} is not a DALL-E: {contents}. {_FORMATS}")
     checkpoint = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
     if checkpoint is not None and vqgan is not None:
-        raise LoadError(f"{path} contains the VQGAN of its codes: leave out vqgan = {str(vqgan)!r}")
+        raise LoadError(f"{path} contains the VQGAN of its codes: leave out the VQGAN {str(vqgan)!r}")
     checkpoint = checkpoint or dalle_mini.open_directory(path, vqgan) or rudalle.open_directory(path, vqgan)
     if checkpoint is None:
         contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"

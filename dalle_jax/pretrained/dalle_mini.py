@@ -137,8 +137,16 @@ def _open_captions(path: Path, config: Mapping) -> SubwordCaptions:
     bpe.no_padding()
     bpe.enable_truncation(length)
     bpe.encode_special_tokens = True  # "<pad>" in a prompt is ordinary text
-    normalize = TextNormalizer(path / WORDS) if config["normalize_text"] else None
+    normalize = _open_normalizer(path / WORDS) if config["normalize_text"] else None
     return SubwordCaptions(bpe, length, size, pad, normalize, droppable=True, padding=pad)
+
+
+def _open_normalizer(file: Path) -> TextNormalizer:
+    try:
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+        return TextNormalizer(tuple(line.split()[0] for line in lines))
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise LoadError(f"{file} is not a list of words ({error})") from error
 
 
 def _read_weights(file: Path, config: Mapping, num_codes: int) -> dict[str, np.ndarray]:

@@ -69,6 +69,9 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
         }
         tensors = taming.open_state_dict(path / STAGE1)
         stage1 = taming.build_checkpoint({"target": "VQModel", "params": vq}, tensors, path / STAGE1)
+        if stage1_config["n_embed"] != stage2_config["vocab_size_img"]:
+            sizes = f"stage1.n_embed = {stage1_config['n_embed']}, stage2.vocab_size_img = {stage2_config['vocab_size_img']}"
+            raise LoadError(f"{path / CONFIG}: {sizes}; the codes of both stages must be the same")
         entries = _list_entries(hparams)
         captions = _open_tokenizer(path / "tokenizer", text_length, stage2_config["vocab_size_txt"])
 

@@ -108,7 +108,7 @@ def _convert_options(params: Mapping, version: str) -> DALLEOptions:
 
 def _open_captions(file: Path, params: Mapping, version: str) -> YttmCaptions:
     try:
-        bpe = YouTokenToMe.load(file)
+        bpe = YouTokenToMe.parse(file.read_text("ascii"))
     except (OSError, ValueError) as error:
         raise LoadError(f"{file} is not a tokenizer, so prompts cannot be tokenized ({error})") from error
     size, length = params["vocab_size"], params["text_seq_length"]

@@ -138,7 +138,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 def test_a_second_vqgan_is_refused():
-    with pytest.raises(LoadError, match="contains the VQGAN of its codes: leave out vqgan = 'other'"):
+    with pytest.raises(LoadError, match="contains the VQGAN of its codes: leave out the VQGAN 'other'"):
         dalle_jax.load(GOLDEN, vqgan="other")
 
 

@@ -5,8 +5,6 @@ the leftmost of equal ones. Characters that the model does not have become the u
 """
 
 import dataclasses
-import hashlib
-from pathlib import Path
 
 _SPACE = "▁"
 
@@ -19,7 +17,7 @@ class YouTokenToMe:
       characters: id of each character.
       rules: (id, id) -> (rank of the rule, id of the merged token).
       unknown, pad, begin, end: ids of special tokens; -1 if the model has none.
-      fingerprint: SHA-256 of the file.
+      source: content of the model file.
     """
 
     characters: dict[str, int]
@@ -28,27 +26,26 @@ class YouTokenToMe:
     pad: int
     begin: int
     end: int
-    fingerprint: str
+    source: str
 
     @classmethod
-    def load(cls, file: Path) -> "YouTokenToMe":
-        """Reads a model file: numbers of characters and rules, `code point id` lines, `id id merged` lines, special tokens.
+    def parse(cls, source: str) -> "YouTokenToMe":
+        """Parses a model file: numbers of characters and rules, `code point id` lines, `id id merged` lines, special tokens.
 
-        Raises OSError for a file that cannot be read, ValueError for other content.
+        Raises ValueError for other content.
         """
-        content = file.read_bytes()
-        numbers = [int(word) for word in content.split()]
+        numbers = [int(word) for word in source.split()]
         num_characters, num_rules = numbers[:2] if len(numbers) > 1 else (-1, -1)
         end_of_characters, end_of_rules = 2 + 2 * num_characters, 2 + 2 * num_characters + 3 * num_rules
         if min(num_characters, num_rules) < 0 or len(numbers) != end_of_rules + 4:
-            raise ValueError(f"{file} is no model of YouTokenToMe: {len(numbers)} numbers, expected {end_of_rules + 4}")
+            raise ValueError(f"no model of YouTokenToMe: {len(numbers)} numbers, expected {end_of_rules + 4}")
         pairs, triples = numbers[2:end_of_characters], numbers[end_of_characters:end_of_rules]
         characters = {chr(code): token for code, token in zip(pairs[::2], pairs[1::2], strict=True)}
         if _SPACE not in characters:
-            raise ValueError(f"{file} is no model of YouTokenToMe: it has no token for {_SPACE!r}")
+            raise ValueError(f"no model of YouTokenToMe: it has no token for {_SPACE!r}")
         merges = enumerate(zip(triples[::3], triples[1::3], triples[2::3], strict=True))
         rules = {(left, right): (rank, merged) for rank, (left, right, merged) in merges}
-        return cls(characters, rules, *numbers[end_of_rules:], hashlib.sha256(content).hexdigest())
+        return cls(characters, rules, *numbers[end_of_rules:], source)
 
     @property
     def vocab_size(self) -> int:

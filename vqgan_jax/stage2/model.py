@@ -1,12 +1,17 @@
 """Options of a second stage's transformer, and the construction of its module."""
 
 import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from flax.traverse_util import flatten_dict
 
 from nn_jax.attention_patterns import PATTERNS, assign_patterns
-from nn_jax.code_transformer import CodeTransformer, TokenEmbedding
+from nn_jax.code_transformer import CodeTransformer, TokenEmbedding, shapes
 from nn_jax.layers import ACTIVATIONS
 from nn_jax.transformer import BRANCH_NORMS
 from train_jax.compute import TransformerCompute
+from train_jax.errors import LoadError
 from train_jax.options import Options, option
 from vqgan_jax.stage2.condition import Condition
 
@@ -106,3 +111,13 @@ def build(
         dtype=compute.array_dtype,
         blocks=blocks | {"attention_index": attention_index if len(distinct) > 1 else ()},
     )
+
+
+def check_shapes(module: CodeTransformer, params: Mapping, name: str) -> None:
+    """Raises LoadError, with names and shapes, unless `params` of the source `name` are parameters of the module."""
+    expected = flatten_dict(shapes(module), sep="/")
+    actual = {key: np.shape(x) for key, x in flatten_dict(dict(params), sep="/").items()}
+    if expected != actual:
+        wrong = sorted(k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k))
+        lines = [f"{k}: {actual.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:8]]
+        raise LoadError(f"{name}: weights and configuration belong to different models:\n  " + "\n  ".join(lines))
