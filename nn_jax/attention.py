@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -188,7 +189,7 @@ class KVCache(NamedTuple):
 
     def scores(self, q: Float[Array, "b n h"]) -> Float32[Array, "b n length"]:
         """Computes q k^T of queries with the keys. Each row of the cache serves as many consecutive rows of queries."""
-        grouped = q.reshape(len(self.keys), -1, *q.shape[1:])
+        grouped = self._group(q)
         products = jnp.einsum(
             "cgnh,cnsh->cngs", grouped, self.keys.astype(q.dtype), preferred_element_type=jnp.float32
         )
@@ -196,17 +197,28 @@ class KVCache(NamedTuple):
             products = products * self.key_scales[:, :, None]
         if self.mask is not None:
             products = jnp.where(self.mask[:, :, None], products, jnp.finfo(jnp.float32).min)
-        return products.swapaxes(1, 2).reshape(*q.shape[:2], -1)
+        return self._ungroup(products.swapaxes(1, 2), q.shape[1])
 
     def weigh(self, weights: Float32[Array, "b n length"], dtype: DTypeLike) -> Float32[Array, "b n h"]:
         """Sums the values with the attention weights, which are rounded to `dtype`; rows as in `scores`."""
-        grouped = weights.reshape(len(self.values), -1, *weights.shape[1:]).swapaxes(1, 2)  # (c, n, g, s)
+        grouped = self._group(weights).swapaxes(1, 2)  # (c, n, g, s)
         if self.value_scales is not None:
             grouped = grouped * self.value_scales[:, :, None]
         sums = jnp.einsum(
             "cngs,cnsh->cgnh", grouped.astype(dtype), self.values.astype(dtype), preferred_element_type=jnp.float32
         )
-        return sums.reshape(*weights.shape[:2], -1)
+        return self._ungroup(sums, weights.shape[1])
+
+    def _group(self, x: Float[Array, "b n m"]) -> Float[Array, "c g n m"]:
+        """Groups the rows, and the heads that share keys and values, by the rows and heads of the cache."""
+        rows, own = self.keys.shape[:2]
+        _, heads, size = x.shape
+        return x.reshape(rows, -1, own, heads // own, size).swapaxes(2, 3).reshape(rows, -1, own, size)
+
+    def _ungroup(self, x: Float[Array, "c g n m"], heads: int) -> Float[Array, "b n m"]:
+        """Undoes `_group`, for `heads` heads of queries."""
+        rows, _, own, size = x.shape
+        return x.reshape(rows, -1, heads // own, own, size).swapaxes(2, 3).reshape(-1, heads, size)
 
 
 def _quantize(x: Float[Array, "b n t h"]) -> tuple[Int8[Array, "b n t h"], Float32[Array, "b n t"]]:
@@ -268,8 +280,32 @@ def _weigh_prefixes(prefixes: tuple[KVCache, ...], weights: Float32[Array, "b n 
     return _of_prefixes(prefixes, lambda prefix, w: prefix.weigh(w, dtype), weights)
 
 
+def grid_rotation(grid: tuple[int, int], head_dim: int, base: float = 10_000.0) -> Float32[np.ndarray, "l pairs 2"]:
+    """Computes the cosines and sines of rotary positions on a grid (RoPE, arXiv 2104.09864, in two dimensions).
+
+    Half of the pairs of a head's features are rotated by the row, and half by the column: pair i by the position times
+    `base ** (-i / half)`, where half = `head_dim` / 4. `head_dim` must be divisible by 4.
+    """
+    half = head_dim // 4
+    frequencies = base ** -(np.arange(half, dtype=np.float64) / half)
+    by_axis = [positions.reshape(-1, 1) * frequencies for positions in np.indices(grid)]
+    angles = np.concatenate(by_axis, axis=1)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32)
+
+
+def rotate(x: Float[Array, "b t n h"], rotation: Float[Array, "t pairs 2"]) -> Float[Array, "b t n h"]:
+    """Rotates pairs of consecutive features by `rotation`, their cosines and sines, in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    cos, sin = rotation[None, :, None, :, 0], rotation[None, :, None, :, 1]
+    rotated = [pairs[..., 0] * cos - pairs[..., 1] * sin, pairs[..., 1] * cos + pairs[..., 0] * sin]
+    return jnp.stack(rotated, axis=-1).reshape(x.shape).astype(x.dtype)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention. Kernels: `qkv` [width, 3, heads, head_dim], `out` [heads, head_dim, width].
+
+    With fewer `kv_heads` than heads, groups of consecutive heads share keys and values (arXiv 2305.13245), and `q` [width,
+    heads, head_dim] and `kv` [width, 2, kv_heads, head_dim] take the place of `qkv`.
 
     The input has shape [batch, length, width] or [batch * length, width] (see `nn_jax.transformer.Block`).
 
@@ -277,6 +313,7 @@ class SelfAttention(nn.Module):
       causal: whether tokens attend only to themselves and to earlier tokens.
       float8: whether both products of parameters are of float8 numbers; see `nn_jax.float8`.
       bias: whether both products have biases.
+      kv_heads: number of heads of keys and values; 0: `heads`.
     """
 
     width: int
@@ -287,11 +324,16 @@ class SelfAttention(nn.Module):
     dtype: DTypeLike
     float8: bool = False
     bias: bool = True
+    kv_heads: int = 0
 
     def setup(self):
         head_dim, options = self.width // self.heads, {"float8": self.float8, "bias": self.bias}
         axes = ("embed", "qkv", "heads", "head_dim")
-        self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, **options)
+        if self.kv_heads in (0, self.heads):
+            self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, **options)
+        else:
+            self.q = Dense((self.heads, head_dim), ("embed", "heads", "head_dim"), self.std, self.dtype, **options)
+            self.kv = Dense((2, self.kv_heads, head_dim), axes, self.std, self.dtype, **options)
         axes = ("heads", "head_dim", "embed")
         self.out = Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, **options)
 
@@ -302,9 +344,13 @@ class SelfAttention(nn.Module):
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
         mask: Bool[Array, "..."] | None = None,
+        rotation: Float[Array, "t pairs 2"] | None = None,
     ):
-        """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` with `mask` if none."""
-        return self._merge(self._attend(*self._project(x, batch), attentions, index, mask), x)
+        """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` with `mask` if none.
+
+        Queries and keys are rotated by `rotation`, if there is one.
+        """
+        return self._merge(self._attend(*self._project(x, batch, rotation), attentions, index, mask), x)
 
     def prefill(
         self,
@@ -313,9 +359,10 @@ class SelfAttention(nn.Module):
         cache: KVCache,
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
+        rotation: Float[Array, "t pairs 2"] | None = None,
     ):
         """Computes attention for the first tokens of a sequence, and their KV cache."""
-        q, k, v = self._project(x, batch)
+        q, k, v = self._project(x, batch, rotation)
         return self._merge(self._attend(q, k, v, attentions, index), x), cache.write(k, v, 0)
 
     def decode_step(
@@ -326,21 +373,31 @@ class SelfAttention(nn.Module):
         cache: KVCache,
         position: Int[Array, ""],
         visible: Visible,
+        rotation: Float[Array, "1 pairs 2"] | None = None,
     ):
         """Computes attention for the token at `position` after the prefix, and the updated cache of its sequence."""
-        q, k, v = self._project(x, batch)
+        q, k, v = self._project(x, batch, rotation)
         cache = cache.write(k, v, position)
         return self._merge(attend_to_caches(q[:, 0], prefixes, cache, visible)[:, None], x), cache
 
     def _attend(self, q, k, v, attentions: tuple[Callable, ...], index: int | Int[Array, ""], mask=None):
+        if k.shape[2] < self.heads:
+            k, v = (jnp.repeat(part, self.heads // self.kv_heads, axis=2) for part in (k, v))
         if not attentions:
             return attend(q, k, v, mask=mask, causal=self.causal)
         if len(attentions) == 1 or isinstance(index, int):
             return attentions[index if isinstance(index, int) else 0](q, k, v)
         return jax.lax.switch(index, attentions, q, k, v)
 
-    def _project(self, x, batch: int):
+    def _project(self, x, batch: int, rotation=None):
         """Computes queries, keys and values [B, T, N, H]."""
+        q, k, v = self._multiply(x, batch)
+        return (q, k, v) if rotation is None else (rotate(q, rotation), rotate(k, rotation), v)
+
+    def _multiply(self, x, batch: int):
+        if self.kv_heads not in (0, self.heads):
+            q, kv = self.q(x), self.kv(x)
+            return tuple(part.reshape(batch, -1, *part.shape[-2:]) for part in (q, kv[..., 0, :, :], kv[..., 1, :, :]))
         if platform() == "tpu":  # XLA would copy each of three parts of a joint product to another layout
             return tuple(x.reshape(batch, -1, *x.shape[-2:]) for x in self.qkv.unstacked(x))
         qkv = self.qkv(x)

@@ -18,18 +18,21 @@ import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from nn_jax.attention import Context, KVCache, Visible
+from nn_jax.attention import Context, KVCache, Visible, grid_rotation
 from nn_jax.attention_patterns import attended_codes, attention_mask
-from nn_jax.layers import Dense, embedding_lookup, layer_norm, with_axis_names
+from nn_jax.layers import NORMS, Dense, embedding_lookup, with_axis_names
 from nn_jax.sparse_attention import attend_in_pattern
 from nn_jax.transformer import Transformer, unstack_blocks
 
 
 class TokenEmbedding(nn.Module):
     """Sum of token and position embeddings. Parameters: `tokens`, and `positions`, or if axial `rows` and `columns`.
+
+    Without `has_positions`, embeddings of tokens alone.
 
     Attributes:
       grid: numbers of rows and columns of tokens; (1, length) for a sequence.
@@ -40,6 +43,7 @@ class TokenEmbedding(nn.Module):
     grid: tuple[int, int]
     width: int
     axial: bool = False
+    has_positions: bool = True
 
     def setup(self):
         def table(name: str, rows: int, axis: str, std: float):
@@ -51,7 +55,7 @@ class TokenEmbedding(nn.Module):
         if self.axial:
             by_row, by_column = table("rows", rows, "length", 0.01), table("columns", columns, "length", 0.01)
             self.positions = (by_row[:, None] + by_column[None]).reshape(rows * columns, self.width)
-        else:
+        elif self.has_positions:
             self.positions = table("positions", rows * columns, "length", 0.01)
 
     @property
@@ -63,9 +67,10 @@ class TokenEmbedding(nn.Module):
         self, ids: Int[Array, "b n"] | Float[Array, "b n v"], start: int | Int[Array, ""] = 0
     ) -> Float[Array, "b n width"]:
         """Embeds consecutive tokens from position `start` on, in float32; of distributions over tokens, the mean vectors."""
-        positions = jax.lax.dynamic_slice_in_dim(self.positions, start, ids.shape[1])
         vectors = embedding_lookup(self.tokens, ids) if ids.ndim == 2 else ids @ self.tokens
-        return vectors + positions[None]
+        if not self.has_positions:
+            return vectors
+        return vectors + jax.lax.dynamic_slice_in_dim(self.positions, start, ids.shape[1])[None]
 
 
 class CodeTransformer(nn.Module):
@@ -84,6 +89,8 @@ class CodeTransformer(nn.Module):
       predicts_condition: whether the model computes logits of condition tokens 1 to C - 1, as in DALL-E.
       joint_vocabulary: whether logits are over condition tokens and codes together, codes last, as in DALL-E's paper.
       axial: whether codes have axial position embeddings; see `TokenEmbedding`.
+      rotary: whether queries and keys of codes are rotated by their row and column instead (`grid_rotation`). Queries and
+        keys of the prefix are zero, as in LlamaGen: all attend to it evenly.
       patterns: distinct attention patterns of the blocks; see `nn_jax.attention_patterns`. `blocks["attention_index"]`
         assigns the patterns to blocks.
       conv_window: side of the window of the patterns "conv", "window" and "torus".
@@ -119,6 +126,7 @@ class CodeTransformer(nn.Module):
     padding: int | None = None
     head_norm: bool = False
     head_bias: bool = False
+    rotary: bool = False
 
     @property
     def condition_length(self) -> int:
@@ -146,23 +154,24 @@ class CodeTransformer(nn.Module):
         return self.condition_size if self.joint_vocabulary else 0
 
     def setup(self):
-        self.codes = TokenEmbedding(self.num_codes, self.grid, self.width, self.axial)
+        self.codes = TokenEmbedding(self.num_codes, self.grid, self.width, self.axial, not self.rotary)
         self.drop = nn.Dropout(self.dropout)
         options = {"dropout": self.dropout, "dtype": self.dtype, **self.blocks}
         has_encoder = self.encoder_depth > 0
+        make_norm = functools.partial(NORMS[options.get("norm", "layer")], 1e-5, self.dtype, None)
         self.transformer = Transformer(self.width, self.depth, self.heads, **options, causal=True, cross=has_encoder)
-        self.norm = layer_norm(1e-5, self.dtype, None)
+        self.norm = make_norm()
         if self.head_norm:
-            self.second_norm = layer_norm(1e-5, self.dtype, None)
+            self.second_norm = make_norm()
         if has_encoder:
             options["attention_index"] = ()
             self.encoder = Transformer(self.width, self.encoder_depth, self.heads, **options)
-            self.encoder_norm = layer_norm(1e-5, self.dtype, None)
+            self.encoder_norm = make_norm()
             self.start = TokenEmbedding(1, (1, 1), self.width)
         if self.embedding_norm:
-            self.code_norm = layer_norm(1e-5, self.dtype, None)
+            self.code_norm = make_norm()
             if has_encoder:
-                self.condition_norm = layer_norm(1e-5, self.dtype, None)
+                self.condition_norm = make_norm()
 
         def projection(features: int) -> Dense:
             options = {"bias": self.head_bias, "out_dtype": jnp.float32}
@@ -185,7 +194,9 @@ class CodeTransformer(nn.Module):
         """
         x, context = self._embed(condition, codes[:, :-1], deterministic)
         x = self.drop(x, deterministic=deterministic)
-        x = self._final_norm(self.transformer(x, self._attentions(), deterministic, context=context))
+        rotation = self._rotation(0, x.shape[1])
+        x = self.transformer(x, self._attentions(), deterministic, context=context, rotation=rotation)
+        x = self._final_norm(x)
         last = self.prefix_length - 1  # this position predicts the first code
         condition_logits = None
         if self.predicts_condition:
@@ -202,7 +213,7 @@ class CodeTransformer(nn.Module):
         """
         x, context = self._embed(condition, codes)
         caches = self.transformer.empty_caches(len(x), x.shape[1], self.cache_dtype)
-        x, caches = self.transformer.prefill(x, caches, self._attentions(), context)
+        x, caches = self.transformer.prefill(x, caches, self._attentions(), context, self._rotation(0, x.shape[1]))
         return self._code_logits(x[:, -1]), caches
 
     def empty_caches(self, batch: int) -> tuple[KVCache, ...]:
@@ -225,7 +236,8 @@ class CodeTransformer(nn.Module):
         x = self._normalize(self.codes(codes[:, None], index)).astype(self.dtype)
         num_known = prefixes[0][0].length - self.prefix_length
         visible = tuple(self._visible(p, index, num_known, caches[0].length) for p in self.patterns)
-        x, caches = self.transformer.decode_step(x, prefixes, caches, index - num_known, visible)
+        rotation = self._rotation(self.prefix_length + index, 1)
+        x, caches = self.transformer.decode_step(x, prefixes, caches, index - num_known, visible, rotation)
         return self._code_logits(x[:, 0]), caches
 
     def _visible(self, pattern: str, index: Int[Array, ""], num_known: int, length: int) -> Visible:
@@ -270,6 +282,14 @@ class CodeTransformer(nn.Module):
         length = self.prefix_length - self.shifted_patterns
         options = {"condition_length": length, "grid": self.grid, "window": self.conv_window}
         return tuple(functools.partial(attend_in_pattern, pattern=pattern, **options) for pattern in self.patterns)
+
+    def _rotation(self, start: int | Int[Array, ""], length: int) -> Float[Array, "length pairs 2"] | None:
+        """Returns the rotary positions of a part of the sequence; None if positions are embedded."""
+        if not self.rotary:
+            return None
+        codes = grid_rotation(self.grid, self.width // self.heads)
+        table = np.pad(codes, ((self.prefix_length, 0), (0, 0), (0, 0)))
+        return jax.lax.dynamic_slice_in_dim(jnp.asarray(table), start, length)
 
     def _code_logits(self, x):
         """Computes logits over codes only."""

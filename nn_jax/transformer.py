@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax import attention as attention_lib
 from nn_jax.attention import Context, CrossAttention, KVCache, SelfAttention, Visible, platform
-from nn_jax.layers import ACTIVATIONS, Dense, layer_norm
+from nn_jax.layers import ACTIVATIONS, NORMS, Dense
 from nn_jax.mixed_precision import mixed_dot_general_p
 
 
@@ -66,11 +66,14 @@ class Block(nn.Module):
     gated: bool = False
     bias: bool = True
     cross: bool = False
+    norm: str = "layer"
+    kv_heads: int = 0
 
     def setup(self):
         options = {"dtype": self.dtype, "float8": self.float8, "bias": self.bias}
         self.norm1 = self._norm()
-        self.attention = SelfAttention(self.width, self.heads, self.std, self.out_std, self.causal, **options)
+        sizes = self.width, self.heads, self.std, self.out_std
+        self.attention = SelfAttention(*sizes, self.causal, kv_heads=self.kv_heads, **options)
         if self.cross:
             self.cross_norm = self._norm()
             self.cross_attention = CrossAttention(self.width, self.heads, self.width, **options)
@@ -87,7 +90,7 @@ class Block(nn.Module):
             self.mlp_norm = self._norm()
 
     def _norm(self) -> nn.Module:
-        return layer_norm(self.eps, self.dtype, None)
+        return NORMS[self.norm](self.eps, self.dtype, None)
 
     def __call__(
         self,
@@ -97,9 +100,10 @@ class Block(nn.Module):
         deterministic: bool = True,
         mask: Bool[Array, "..."] | None = None,
         context: Context | None = None,
+        rotation: Float[Array, "length pairs 2"] | None = None,
     ):
         def attention(y):
-            return self.attention(y, len(x), attentions, index, mask), None
+            return self.attention(y, len(x), attentions, index, mask, rotation), None
 
         def cross_attention(y):
             return self.cross_attention(y, context, len(x))
@@ -113,9 +117,10 @@ class Block(nn.Module):
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
         context: Context | None = None,
+        rotation: Float[Array, "length pairs 2"] | None = None,
     ):
         def attention(y):
-            return self.attention.prefill(y, len(x), cache, attentions, index)
+            return self.attention.prefill(y, len(x), cache, attentions, index, rotation)
 
         def cross_attention(y):
             return self.cross_attention(y, context, len(x))
@@ -132,9 +137,10 @@ class Block(nn.Module):
         cache: KVCache,
         position: Int[Array, ""],
         visible: Visible,
+        rotation: Float[Array, "1 pairs 2"] | None = None,
     ):
         def attention(y):
-            return self.attention.decode_step(y, len(x), prefixes, cache, position, visible)
+            return self.attention.decode_step(y, len(x), prefixes, cache, position, visible, rotation)
 
         def cross_attention(y):
             return self.cross_attention.decode_step(y, tuple(prefix.context for prefix in prefixes))
@@ -189,6 +195,8 @@ class Transformer(nn.Module):
       gated: whether the MLP is gated, activation(x W) * (x V) (arXiv 2002.05202).
       bias: whether products have biases.
       cross: whether blocks attend to a context, after self-attention.
+      norm: key of `nn_jax.layers.NORMS`, the type of all norms.
+      kv_heads: number of heads of keys and values in self-attention; 0: `heads`. See `SelfAttention`.
     """
 
     width: int
@@ -208,6 +216,8 @@ class Transformer(nn.Module):
     gated: bool = False
     bias: bool = True
     cross: bool = False
+    norm: str = "layer"
+    kv_heads: int = 0
 
     def setup(self):
         if self.attention_index and len(self.attention_index) != self.depth:
@@ -233,6 +243,8 @@ class Transformer(nn.Module):
             "gated": self.gated,
             "bias": self.bias,
             "cross": self.cross,
+            "norm": self.norm,
+            "kv_heads": self.kv_heads,
         }
         if self.scan:
             self.blocks = block(**options)
@@ -247,6 +259,7 @@ class Transformer(nn.Module):
         deterministic: bool = True,
         mask: Bool[Array, "..."] | None = None,
         context: Context | None = None,
+        rotation: Float[Array, "length pairs 2"] | None = None,
     ) -> Float[Array, "batch length width"]:
         """Applies all blocks.
 
@@ -255,6 +268,7 @@ class Transformer(nn.Module):
             assigns one to each block; (): attention to all tokens, or to itself and earlier ones if causal.
           mask: further restriction of the attention that () stands for; broadcasts to [batch, heads, length, length].
           context: what blocks cross-attend to, if `cross`.
+          rotation: rotary positions, as cosines and sines, of queries and keys; see `nn_jax.attention.rotate`.
 
         Raises ValueError for a mask beside `attentions`, which have their own.
         """
@@ -263,11 +277,11 @@ class Transformer(nn.Module):
         indices = self._indices()
         if not self.scan:
             for number, index in enumerate(indices):
-                x = getattr(self, f"block_{number}")(x, attentions, index, deterministic, mask, context)
+                x = getattr(self, f"block_{number}")(x, attentions, index, deterministic, mask, context, rotation)
             return x
 
         def apply(block, x, index):
-            return block(x, attentions, index, deterministic, mask, context), None
+            return block(x, attentions, index, deterministic, mask, context, rotation), None
 
         stack = nn.scan(
             apply,
@@ -280,7 +294,8 @@ class Transformer(nn.Module):
 
     def empty_caches(self, batch: int, length: int, dtype: DTypeLike | None = None) -> tuple[KVCache, ...]:
         """Makes an empty KV cache of `length` tokens for each block, of the model's dtype or another, such as int8."""
-        empty = KVCache.empty(batch, length, self.heads, self.width // self.heads, self.dtype if dtype is None else dtype)
+        dtype, head_dim = self.dtype if dtype is None else dtype, self.width // self.heads
+        empty = KVCache.empty(batch, length, self.kv_heads or self.heads, head_dim, dtype)
         return (empty,) * self.depth
 
     def prefill(
@@ -289,15 +304,16 @@ class Transformer(nn.Module):
         caches: tuple[KVCache, ...],
         attentions: tuple[Callable, ...] = (),
         context: Context | None = None,
+        rotation: Float[Array, "prefix pairs 2"] | None = None,
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
         """Applies all blocks to the first tokens of a sequence. Returns the output and their KV caches.
 
-        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). `attentions` and `context` are those of
-        `__call__`; caches hold the keys and values of the context, too.
+        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). Other arguments are those of `__call__`;
+        caches hold the keys and values of the context, too.
         """
         filled = []
         for number, (cache, index) in enumerate(zip(caches, self._indices(), strict=True)):
-            x, cache = self._block(number).prefill(x, cache, attentions, index, context)
+            x, cache = self._block(number).prefill(x, cache, attentions, index, context, rotation)
             filled.append(cache)
         return x, tuple(filled)
 
@@ -308,6 +324,7 @@ class Transformer(nn.Module):
         caches: tuple[KVCache, ...],
         position: Int[Array, ""],
         visible: tuple[Visible, ...],
+        rotation: Float[Array, "1 pairs 2"] | None = None,
     ) -> tuple[Float[Array, "batch 1 width"], tuple[KVCache, ...]]:
         """Applies all blocks to one token. Returns the output and the updated KV caches.
 
@@ -318,10 +335,11 @@ class Transformer(nn.Module):
           caches: for each block, the cache of the tokens after the prefix.
           position: index of the token after the prefix.
           visible: what the token attends to, for each attention of `attention_index`, or one for all blocks.
+          rotation: rotary position of the token.
         """
         filled = []
         for number, (prefix, cache, index) in enumerate(zip(prefixes, caches, self._indices(), strict=True)):
-            x, cache = self._block(number).decode_step(x, prefix, cache, position, visible[index])
+            x, cache = self._block(number).decode_step(x, prefix, cache, position, visible[index], rotation)
             filled.append(cache)
         return x, tuple(filled)
 

@@ -14,13 +14,13 @@ import tokenizers
 
 from dalle_jax.captions import TOKENIZER, SubwordCaptions
 from dalle_jax.options import DALLEOptions
-from dalle_jax.pretrained.first_stage import open_first_stage
 from dalle_jax.text_normalizer import WORDS, TextNormalizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, unflatten
 from train_jax.weights.msgpack import read_arrays
 from vqgan_jax.pretrained.checkpoint import convert_errors, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
+from vqgan_jax.stage2.first_stage import open_first_stage
 
 CONFIG, WEIGHTS = "config.json", "flax_model.msgpack"
 _VQGAN = "hf:dalle-mini/vqgan_imagenet_f16_16384"

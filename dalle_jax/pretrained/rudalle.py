@@ -12,7 +12,6 @@ import numpy as np
 
 from dalle_jax.captions import YttmCaptions
 from dalle_jax.options import DALLEOptions
-from dalle_jax.pretrained.first_stage import open_first_stage
 from nn_jax.attention_patterns import attention_mask
 from train_jax.data.yttm import YouTokenToMe
 from train_jax.errors import LoadError
@@ -20,6 +19,7 @@ from train_jax.weights.layout import Entry, from_peer, unflatten
 from train_jax.weights.tensors import open_tensors
 from vqgan_jax.pretrained.checkpoint import convert_errors, read_config
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
+from vqgan_jax.stage2.first_stage import open_first_stage
 
 CONFIG, TOKENIZER = "config.json", "bpe.model"
 _VQGAN = "vqgan.gumbelf8-sber.model.ckpt with its vqgan.gumbelf8-sber.config.yml"

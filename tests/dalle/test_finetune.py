@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import dalle_jax
 import train_jax
+import vqgan_jax
 from dalle_jax import task as dalle_task
 from dalle_jax.captions import parse_captions
 from tests.shared_run import on_one_device
@@ -107,13 +108,15 @@ def test_codes_of_another_vqgan_are_refused(tiny, tmp_path):
         make(GOLDEN / "dalle" / "dalle-mini", tiny[0].data.data_dir, str(tiny[1] / "vqgan.safetensors"))
 
 
-def test_a_prior_goes_on_from_taming_s_second_stage():
-    config = {"task": "vqgan_jax.prior.task", "steps": 1, "pretrained": str(GOLDEN / "vqgan" / "gumbel" / "stage2.ckpt")}
-    config |= {"data": {"source": "digits"}, "compute": {"scan": False}}
-    resolved = config_lib.resolve(ConfigDict(config))
-    task = prior_task.make(resolved, None)
-    check_start(task, prior_task.open_weights(config["pretrained"]).load(dalle_jax.Dalle, None).variables)
-    with pytest.raises(ConfigError, match="config.vqgan.path = 'x': the VQGAN comes with config.pretrained"):
+@pytest.mark.parametrize("name, vqgan", [("gumbel/stage2.ckpt", ""), ("llamagen", VQGAN)])
+def test_a_prior_goes_on_from_public_weights(name, vqgan):
+    config = {"task": "vqgan_jax.prior.task", "steps": 1, "pretrained": str(GOLDEN / "vqgan" / name)}
+    config |= {"data": {"source": "digits"}, "compute": {"scan": False}, "vqgan": {"path": vqgan}}
+    model = vqgan_jax.load_prior(config["pretrained"], dtype=None, vqgan=vqgan or None)
+    check_start(prior_task.make(config_lib.resolve(ConfigDict(config)), None), model.variables)
+    if vqgan:
+        return
+    with pytest.raises(LoadError, match="contains the VQGAN of its codes: leave out the VQGAN 'x'"):
         config_lib.resolve(ConfigDict(config | {"vqgan": {"path": "x"}}))
     with pytest.raises(ConfigError, match="config.model.classes = 77, but the checkpoint"):
         config_lib.resolve(ConfigDict(config | {"model": {"classes": 77}}))

@@ -96,3 +96,33 @@ def test_attention_that_recomputes_its_scores_is_attention(name, dtype, toleranc
     assert actual[0][0].dtype == dtype
     residuals = jax.vjp(functools.partial(attention.attend, mask=mask, causal=causal), *inputs)[1]
     assert not [x for x in jax.tree.leaves(residuals) if x.shape[-2:] == (6, 7) and x.dtype != bool]
+
+
+def test_rotary_scores_depend_on_offsets_of_rows_and_columns_alone():
+    """A pair of features is a complex number, which a position multiplies by exp(i position base^(-k / half))."""
+    grid, dim = (3, 4), 8
+    rotation = attention.grid_rotation(grid, dim)
+    q, k = (np.random.default_rng(i).standard_normal((1, 12, 1, dim)).astype(np.float32) for i in (0, 1))
+    rotated = [np.asarray(attention.rotate(jnp.asarray(x), jnp.asarray(rotation)))[0, :, 0] for x in (q, k)]
+    rows, columns = np.indices(grid).reshape(2, -1)
+    frequencies = 10_000.0 ** -(np.arange(2) / 2)
+    for x, y in zip((q, k), rotated, strict=True):
+        angles = np.concatenate([rows[:, None] * frequencies, columns[:, None] * frequencies], axis=1)
+        expected = x[0, :, 0].reshape(12, -1, 2) @ np.array([1, 1j]) * np.exp(1j * angles)
+        np.testing.assert_allclose(y.reshape(12, -1, 2) @ np.array([1, 1j]), expected, atol=1e-6)
+    same = [np.asarray(attention.rotate(jnp.broadcast_to(x[:, :1], q.shape), jnp.asarray(rotation)))[0, :, 0] for x in (q, k)]
+    scores = same[0] @ same[1].T
+    np.testing.assert_allclose(scores[5, 0], scores[11, 6], atol=1e-5)  # a row and a column apart
+    np.testing.assert_allclose(scores[6, 4], scores[10, 8], atol=1e-5)  # two columns apart
+
+
+def test_shared_keys_and_values_are_repeated_ones():
+    """In attention and from a cache: heads 0 and 1 share those of group 0, heads 2 and 3 those of group 1."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 5, heads, 4)), jnp.float32) for heads in (4, 2, 2))
+    whole = attention.attend(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2), causal=True)
+    prefix = attention.KVCache.empty(2, 3, 2, 4, jnp.float32).write(k[:, :3], v[:, :3], 0)
+    cache = attention.KVCache.empty(2, 2, 2, 4, jnp.float32).write(k[:, 3:], v[:, 3:], 0)
+    visible = attention.Visible(None, None, jnp.ones(2, bool))
+    last = attention.attend_to_caches(q[:, 4], (prefix,), cache, visible)
+    np.testing.assert_allclose(last, whole[:, 4], atol=1e-6)

@@ -25,6 +25,8 @@ VARIANTS = [
     CLASS | {"axial": False},
     {"branch_norms": "sandwich", "gated": True, "activation": "silu", "embedding_norm": True},
     TORUS | {"shifted_patterns": True, "head_norm": True, "head_bias": True},
+    CLASS | {"rotary": True, "axial": False, "norm": "rms", "kv_heads": 2, "heads": 4, "gated": True, "activation": "silu"},
+    {"rotary": True, "axial": False, "attention": ("dense", "row")},
     ENCODER | {"branch_norms": "normformer", "gated": True, "bias": False, "embedding_norm": True, "padding": 3},
     ENCODER | {"scan": False, "attention": ("row", "dense"), "condition_length": 1},
 ]
@@ -44,12 +46,14 @@ def build(
     branch_norms="none",
     gated=False,
     bias=True,
+    norm="layer",
+    kv_heads=0,
     **changes,
 ):
     """`(module, parameters, condition, codes)`: weights that are far from their small beginnings."""
     patterns, attention_index = assign_patterns(attention, last_attention, DEPTH)
     blocks = {"scan": scan, "remat": remat, "activation": activation}
-    blocks |= {"branch_norms": branch_norms, "gated": gated, "bias": bias}
+    blocks |= {"branch_norms": branch_norms, "gated": gated, "bias": bias, "norm": norm, "kv_heads": kv_heads}
     blocks["attention_index"] = attention_index if len(patterns) > 1 else ()
     options = {
         "dropout": 0.0,
@@ -57,10 +61,11 @@ def build(
         "joint_vocabulary": False,
         "axial": True,
         "conv_window": 11,
+        "heads": 2,
     }
     module = CodeTransformer(
         condition=TokenEmbedding(TOKENS, (1, condition_length), 16), num_codes=CODES, grid=GRID, width=16, depth=DEPTH,
-        heads=2, patterns=patterns, dtype=DTYPES[dtype], blocks=blocks, **(options | changes),
+        patterns=patterns, dtype=DTYPES[dtype], blocks=blocks, **(options | changes),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     condition, codes = rng.integers(0, TOKENS, (2, module.condition_length)), rng.integers(0, CODES, (2, LENGTH))
@@ -139,7 +144,7 @@ def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
 
 
 def test_codes_read_all_of_an_encoded_condition_but_its_padding():
-    module, params, condition, codes = build(**VARIANTS[7])
+    module, params, condition, codes = build(**VARIANTS[9])
     condition = jnp.asarray([[5, 7, 9, 3, 3, 3], [4, 8, 6, 11, 12, 3]], jnp.int32)
     before = apply(module, params, condition, codes)[1]
     other_padding = params | {"condition": params["condition"] | {"tokens": params["condition"]["tokens"].copy()}}

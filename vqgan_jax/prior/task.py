@@ -6,7 +6,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from train_jax.errors import ConfigError
 from train_jax.task import Task
 from vqgan_jax.prior import prior
 from vqgan_jax.prior.options import PriorOptions
@@ -37,9 +36,7 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
 
 
 def _open_pretrained(config: ConfigDict) -> Stage2Checkpoint:
-    if config.vqgan.path:
-        raise ConfigError(f"config.vqgan.path = {config.vqgan.path!r}: the VQGAN comes with config.pretrained; leave it out")
-    return prior.open_checkpoint(config.pretrained)
+    return prior.open_checkpoint(config.pretrained, vqgan=config.vqgan.path or None)
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:

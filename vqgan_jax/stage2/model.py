@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from nn_jax.attention_patterns import PATTERNS, assign_patterns
 from nn_jax.code_transformer import CodeTransformer, TokenEmbedding, shapes
-from nn_jax.layers import ACTIVATIONS
+from nn_jax.layers import ACTIVATIONS, NORMS
 from nn_jax.transformer import BRANCH_NORMS
 from train_jax.compute import TransformerCompute
 from train_jax.errors import LoadError
@@ -32,8 +32,8 @@ class CodeTransformerOptions(Options):
     )
     positions: str = option(
         "learned",
-        "position embeddings of codes; axial: row plus column embedding",
-        choices=("axial", "learned"),
+        "position embeddings of codes; axial: row plus column embedding; rotary: none, but rotations of queries and keys",
+        choices=("axial", "learned", "rotary"),
     )
     attention: tuple[str, ...] = option(("dense",), "attention patterns of the blocks in turn", choices=PATTERNS)
     last_attention: str = option("", "attention pattern of the last block; empty: no exception", choices=("", *PATTERNS))
@@ -46,6 +46,10 @@ class CodeTransformerOptions(Options):
         "further norms of blocks: sandwich, of the outputs of attention and MLP (CogView, arXiv 2105.13290); normformer, of "
         "the outputs of attention and in the MLP (arXiv 2110.09456)",
         choices=BRANCH_NORMS,
+    )
+    norm: str = option("layer", "type of norms: layer norm or RMSNorm (arXiv 1910.07467)", choices=NORMS)
+    kv_heads: int = option(
+        0, "number of heads of keys and values, which groups of heads share (arXiv 2305.13245); 0: one for each", least=0
     )
     gated: bool = option(False, "gated MLPs, activation(x W) * (x V) (arXiv 2002.05202)")
     bias: bool = option(True, "biases of the matrix products in blocks")
@@ -61,6 +65,10 @@ class CodeTransformerOptions(Options):
         self.require(round(self.mlp_ratio * self.width) >= 1, path, "mlp_ratio", "larger")
         self.require(bool(self.attention), path, "attention", f"one or more of {', '.join(PATTERNS)}")
         self.require(self.conv_window % 2 == 1, path, "conv_window", "odd and positive")
+        is_divisor = self.kv_heads == 0 or self.heads % self.kv_heads == 0
+        self.require(is_divisor, path, "kv_heads", f"a divisor of config.{path}.heads = {self.heads}, or 0")
+        can_rotate = self.positions != "rotary" or self.width % (4 * self.heads) == 0
+        self.require(can_rotate, path, "width", f"a multiple of {4 * self.heads} for rotary positions, 4 features a head")
         is_stream = self.encoder_depth == 0
         self.require(self.vocabulary == "separate" or is_stream, path, "vocabulary", "separate with an encoder")
 
@@ -82,15 +90,18 @@ def build(
       dropout: dropout rate of embeddings and blocks in training.
     """
     is_joint, has_encoder = options.vocabulary == "joint", options.encoder_depth > 0
+    is_rotary = options.positions == "rotary"
     can_shift = (condition.length > 1 and not has_encoder) or not options.shifted_patterns
     options.require(can_shift, "model", "shifted_patterns", "False where one token precedes the codes")
     options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
     compute = compute or TransformerCompute()
     distinct, attention_index = assign_patterns(options.attention, options.last_attention, options.depth)
-    names = ("mlp_ratio", "activation", "branch_norms", "gated", "bias")
+    names = ("mlp_ratio", "activation", "branch_norms", "gated", "bias", "norm", "kv_heads")
     blocks = {name: getattr(options, name) for name in names} | compute.blocks
     return CodeTransformer(
-        condition=TokenEmbedding(condition.vocabulary_size, (1, condition.length), options.width),
+        condition=TokenEmbedding(
+            condition.vocabulary_size, (1, condition.length), options.width, has_positions=has_encoder or not is_rotary
+        ),
         num_codes=num_codes,
         grid=grid,
         width=options.width,
@@ -100,6 +111,7 @@ def build(
         predicts_condition=condition.predicted and not has_encoder,
         joint_vocabulary=is_joint,
         axial=options.positions == "axial",
+        rotary=is_rotary,
         patterns=distinct,
         conv_window=options.conv_window,
         shifted_patterns=options.shifted_patterns,

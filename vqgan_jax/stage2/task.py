@@ -277,6 +277,7 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
 
 def _forward_flops(module: CodeTransformer, options: CodeTransformerOptions) -> int:
     size = {"width": options.width, "mlp_ratio": options.mlp_ratio, "gated": options.gated}
+    size["kv_share"] = (options.kv_heads or options.heads) / options.heads
     context = module.condition_length if options.encoder_depth else 0
     stream = module.prefix_length + module.length - 1
     flops = transformer_flops(stream, depth=options.depth, context=context, **size)
