@@ -56,6 +56,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
+        "dalle-mini": ["emoji>=2", "text-unidecode>=1.3"],  # captions beyond ASCII for dalle-mini
         "emoji": ["resvg-py>=0.5,<0.6"],  # renders the drawings of `emoji/SIZE`: train-jax prepare
         "export": ["flatbuffers>=24"],  # clip-jax export
         "faiss": ["faiss-cpu>=1.9"],  # approximate search among millions of pictures

@@ -7,7 +7,7 @@ import tokenizers
 from jax.typing import DTypeLike
 
 from benchmarks.synthetic import TINY
-from dalle_jax.captions import CharBpeCaptions
+from dalle_jax.captions import SubwordCaptions
 from dalle_jax.options import DALLEOptions
 from nn_jax.attention_patterns import attended_codes
 from nn_jax.code_transformer import CodeTransformer, shapes
@@ -36,7 +36,7 @@ def build(name: str, dtype: str, tiny: bool = False, **changes) -> CodeTransform
         options["positions"] = "learned"
     text_size, num_codes = options.pop("text_size"), options.pop("num_codes")
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())  # unused, since prompts are token ids
-    captions = CharBpeCaptions(bpe, length=text_length, vocabulary_size=text_size, pad=0)
+    captions = SubwordCaptions(bpe, length=text_length, vocabulary_size=text_size, pad=0)
     config = DALLEOptions.parse(options, "model")
     return model_lib.build(config, captions, num_codes, grid, TransformerCompute(dtype=dtype))
 

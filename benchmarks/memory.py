@@ -23,7 +23,7 @@ from benchmarks.timing import size_row
 from clip_jax import loss, model, ring_loss
 from clip_jax.flops import training_flops
 from clip_jax.options import CLIPCompute
-from dalle_jax.captions import CharBpeCaptions
+from dalle_jax.captions import SubwordCaptions
 from train_jax import config as config_lib
 from train_jax import profiling, sharding
 from train_jax import task as task_lib
@@ -125,7 +125,7 @@ def plan_vqgan(name: str, sizes: dict) -> Iterator[Row]:
     yield from _plan_step(task_lib.module(config).make(config, None), config, mesh, batch, settings)
 
 
-class _Captions(CharBpeCaptions):
+class _Captions(SubwordCaptions):
     """Captions of a given length, without a tokenizer."""
 
     @property

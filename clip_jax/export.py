@@ -7,6 +7,7 @@
     program.mlir_module_serialized      # portable StableHLO bytecode, for other compilers
 """
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,10 +36,8 @@ def export_towers(clip: Clip, directory: str | Path, platforms: Sequence[str] = 
     """
     if unknown := set(platforms) - set(PLATFORMS):
         raise ValueError(f"platforms {sorted(unknown)} are unknown; there are {', '.join(PLATFORMS)}")
-    try:
-        import flatbuffers  # noqa: F401  (JAX needs it to serialise, and says so only afterwards)
-    except ImportError as error:
-        raise ImportError("the package flatbuffers writes programs: pip install 'multimodal-jax[export]'") from error
+    if importlib.util.find_spec("flatbuffers") is None:  # JAX would say so only after the export
+        raise ImportError("the package flatbuffers writes programs: pip install 'multimodal-jax[export]'")
     directory = Path(directory)
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")

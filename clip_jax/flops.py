@@ -45,8 +45,7 @@ def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
         stem += conv_flops(grid, grid, 1, channels, image.width)
     else:
         stem = conv_flops(grid, grid, image.patch, 3, image.width)
-    mlp_ratio = image.mlp_ratio * (1.5 if image.gated_mlp else 1)  # three products instead of two
-    body = transformer_flops(tokens, image.width, image.depth, mlp_ratio)
+    body = transformer_flops(tokens, image.width, image.depth, image.mlp_ratio, image.gated)
     pooled = options.embed_dim if image.pool == "query" else image.width
     head = dense_flops(1, pooled, options.embed_dim) if image.proj else 0
     if image.pool == "query":

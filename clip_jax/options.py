@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from nn_jax.layers import ACTIVATIONS
+from nn_jax.transformer import BRANCH_NORMS
 from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
@@ -12,7 +13,7 @@ from train_jax.options import Options, option
 STRIDE = 32  # pixels per position of a ResNet's last feature map
 # Options that fingerprints know only if they are set, so that older models keep theirs.
 _ADDED_IMAGE = (
-    "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated_mlp", "sub_norm", "key_bias", "class_token",
+    "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated", "branch_norms", "key_bias", "class_token",
     "norm_after_pool", "proj_bias", "drop_margin",
 )  # fmt: skip
 _ADDED_TEXT = ("proj", "activation", "eps")
@@ -60,8 +61,8 @@ class ImageOptions(Options):
     )
     rope_offset: float = option(0.0, "coordinate of the first row and column of patches, for rope")
     rope_grid: int = option(0, "side of the grid whose coordinates are those of the patches, for rope; 0: theirs", least=0)
-    gated_mlp: bool = option(False, "whether MLPs have a gate, with the activation silu SwiGLU (arXiv 2002.05202)")
-    sub_norm: bool = option(False, "whether layer norms precede output projections of the blocks, too (arXiv 2210.06423)")
+    gated: bool = option(False, "whether MLPs have a gate, with the activation silu SwiGLU (arXiv 2002.05202)")
+    branch_norms: str = option("none", "further layer norms of blocks; see `nn_jax.transformer`", choices=BRANCH_NORMS)
     key_bias: bool = option(True, "whether the keys of the blocks have a bias")
     class_token: bool = option(False, "whether there is a class token beside the patches also with another pool than cls")
     norm_after_pool: bool = option(False, "whether the last layer norm follows the pooling, instead of preceding it")

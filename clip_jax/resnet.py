@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.options import CLIPOptions
-from nn_jax.attention import CrossAttention
+from nn_jax.attention import Context, CrossAttention
 from nn_jax.convolution import REMAT, Conv
 from nn_jax.layers import add_parameter, with_axis_names
 from train_jax.compute import Compute
@@ -76,11 +76,11 @@ class AttentionPool(nn.Module):
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)
         init = with_axis_names(nn.initializers.normal(channels**-0.5), "length", "embed")
         x = add_parameter(x, self.param("positions", init, x.shape[1:]))
-        attention = CrossAttention(self.heads, self.embed_dim, self.dtype, jnp.float32, name="attention")
+        attention = CrossAttention(channels, self.heads, self.embed_dim, self.dtype, jnp.float32, name="attention")
         if each_patch:  # each position attends only to itself (arXiv 2112.01071, section 3.3)
             features = x[:, 1:].reshape(-1, 1, channels)
-            return attention(features, features).reshape(x.shape[0], -1, self.embed_dim)
-        return attention(x[:, :1], x)[:, 0]
+            return attention(features, Context(features)).reshape(x.shape[0], -1, self.embed_dim)
+        return attention(x[:, :1], Context(x))[:, 0]
 
 
 class ResNetTower(nn.Module):

@@ -42,7 +42,7 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
     else:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         more = "" if image.rope == "none" else f", rotary positions ({image.rope})"
-        more += ", gated MLPs" * image.gated_mlp + ", norms in the blocks' branches" * image.sub_norm
+        more += ", gated MLPs" * image.gated + f", {image.branch_norms} norms in branches" * (image.branch_norms != "none")
         more += "" if image.key_bias else ", keys without bias"
         tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]

@@ -1,7 +1,6 @@
 """Vision transformer (arXiv 2010.11929) as the image tower, with a patch stem or a convolutional stem."""
 
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -11,10 +10,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax.options import CLIPOptions
-from nn_jax.attention import CrossAttention, attend
+from nn_jax.attention import Context, CrossAttention, attend
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
-from nn_jax.rotary import grid_angles, rotate
+from nn_jax.rotary import grid_angles
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute
 
@@ -57,7 +56,7 @@ class MapHead(nn.Module):
             "probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width)
         )
         probe = jnp.broadcast_to(probe[None], (x.shape[0], 1, self.width))
-        y = CrossAttention(self.heads, self.width, self.dtype, name="attention")(probe, x)[:, 0]
+        y = CrossAttention(self.width, self.heads, self.width, self.dtype, name="attention")(probe, Context(x))[:, 0]
         z = layer_norm(self.eps, self.dtype, "norm")(y)
         z = Dense((self.mlp_dim,), ("embed", "mlp"), std, self.dtype, name="mlp_in")(z)
         z = ACTIVATIONS[self.activation](z)
@@ -78,7 +77,8 @@ class AttentionalPooler(nn.Module):
         query = layer_norm(self.eps, self.dtype, "norm_query")(self.param("query", init, (1, self.features)))
         query = jnp.broadcast_to(query[None], (x.shape[0], 1, self.features))
         x = layer_norm(self.eps, self.dtype, "norm")(x)
-        return CrossAttention(self.heads, self.features, self.dtype, name="attention")(query, x)[:, 0]
+        attention = CrossAttention(self.features, self.heads, self.features, self.dtype, name="attention")
+        return attention(query, Context(x))[:, 0]
 
 
 class VisionTower(nn.Module):
@@ -110,17 +110,17 @@ class VisionTower(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         if image.pre_norm:
             x = layer_norm(self.options.eps, dtype, "norm_pre")(x)
-        attentions = () if image.rope == "none" else (self._rotary_attention(patches),)
-        attention_index = ()
+        rotation = None if image.rope == "none" else self._angles(patches)
+        attentions, attention_index = (), ()
         if each_patch:
             # A token that attends only to itself gets its own value.
-            attentions = (*(attentions or (attend,)), lambda q, k, v: v)
+            attentions = (attend, lambda q, k, v: v)
             attention_index = (0,) * (image.depth - 1) + (1,)
         attributes = {"mlp_ratio": image.mlp_ratio, "activation": self.options.activation, "eps": self.options.eps}
         attributes |= {"dropout": self.dropout, "attention_index": attention_index, **self.compute.transformer}
-        attributes |= {"gated": image.gated_mlp, "sub_norm": image.sub_norm, "key_bias": image.key_bias}
+        attributes |= {"gated": image.gated, "branch_norms": image.branch_norms, "key_bias": image.key_bias}
         transformer = Transformer(image.width, image.depth, image.heads, **attributes, name="transformer")
-        x = self._pool(transformer(x, attentions, deterministic), each_patch)
+        x = self._pool(transformer(x, attentions, deterministic, rotation=rotation), each_patch)
         if not image.proj:
             return x
         attributes = {"bias": image.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
@@ -153,13 +153,12 @@ class VisionTower(nn.Module):
             x = jnp.concatenate([token, x], axis=1)
         return x, patches
 
-    def _rotary_attention(self, patches: Int[Array, "#batch patches"]) -> Callable:
-        """Returns attention `(q, k, v) -> y` with rotary embeddings of patches. A class token is not turned."""
+    def _angles(self, patches: Int[Array, "#batch patches"]) -> Float[Array, "#batch tokens pairs"]:
+        """Returns the angles of rotary embeddings of patches. A class token is not turned."""
         image, side = self.options.image, self.options.image.size // self.options.image.patch
-        head_dim, is_xy = image.width // image.heads, image.rope == "columns_first"
-        angles = jnp.asarray(grid_angles(side, head_dim, is_xy, image.rope_offset, image.rope_grid or side))[patches]
-        angles = jnp.pad(angles, ((0, 0), (int(image.has_class_token), 0), (0, 0)))
-        return lambda q, k, v: attend(rotate(q, angles), rotate(k, angles), v)
+        options = {"columns_first": image.rope == "columns_first", "offset": image.rope_offset}
+        table = grid_angles((side, side), image.width // image.heads, stretch=(image.rope_grid or side) / side, **options)
+        return jnp.pad(jnp.asarray(table)[patches], ((0, 0), (int(image.has_class_token), 0), (0, 0)))
 
     def _pool(self, x, each_patch: bool):
         image, eps, dtype = self.options.image, self.options.eps, self.compute.array_dtype

@@ -1,7 +1,11 @@
-"""Text conditions of the second stage: captions as tokens (arXiv 2102.12092, section 2.2)."""
+"""Text conditions of the second stage: captions as tokens (arXiv 2102.12092, section 2.2).
+
+A run keeps its condition as `tokenizer.json`: `to_json` of any class here, which `parse_captions` reads.
+"""
 
 import dataclasses
 import hashlib
+import json
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
@@ -11,8 +15,10 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
 
+from dalle_jax.text_normalizer import TextNormalizer
 from train_jax.data.captions import CaptionChoice
 from train_jax.data.text import Tokenizer
+from train_jax.data.yttm import YouTokenToMe
 from vqgan_jax.stage2.condition import Tokens
 
 log = logging.getLogger(__name__)
@@ -26,6 +32,7 @@ class _TextCondition:
     kind = "text"
     none = ""
     predicted = True
+    padding = None
     choose = CaptionChoice()
 
     @property
@@ -89,6 +96,9 @@ class Captions(_TextCondition):
     def fingerprint(self) -> str:
         return self.tokenizer.fingerprint
 
+    def to_json(self) -> str:
+        return self.tokenizer.to_json()
+
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
@@ -105,39 +115,144 @@ class Captions(_TextCondition):
 
 
 @dataclasses.dataclass(frozen=True)
-class CharBpeCaptions(_TextCondition):
-    """Captions of minDALL-E: character BPE without begin and end tokens, with one pad token for all positions.
+class SubwordCaptions(_TextCondition):
+    """Captions of other projects, by their tokenizer, with one pad token for all positions.
 
     Attributes:
-      bpe: lower-casing `tokenizers.Tokenizer`.
+      bpe: tokenizer, which adds begin and end tokens and truncates texts if the model has seen that in training.
       length: number of tokens per caption.
       vocabulary_size: vocabulary size of the model; the tokenizer's may be smaller.
       pad: id of the pad token.
+      normalize: normalisation of texts before the tokenizer's, except of the empty text, which is that of no caption.
+      droppable: whether the model was also trained without captions.
+      choose: choice of a record's caption during training.
+      padding: `pad` if an encoder does not read it; see `vqgan_jax.stage2.condition.Condition`.
     """
 
     bpe: tokenizers.Tokenizer
     length: int
     vocabulary_size: int
     pad: int
-
-    droppable = False  # minDALL-E is trained without dropped captions
+    normalize: TextNormalizer | None = None
+    droppable: bool = False
+    padding: int | None = None
+    choose: CaptionChoice = CaptionChoice()
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.length} {self.bpe.to_str()}".encode()).hexdigest()
+        normalized = "" if self.normalize is None else f"{self.normalize.words} "
+        return hashlib.sha256(f"{normalized}{self.length} {self.bpe.to_str()}".encode()).hexdigest()
+
+    def to_json(self) -> str:
+        names = ("length", "vocabulary_size", "pad", "droppable", "padding")
+        values = {name: getattr(self, name) for name in names}
+        words = None if self.normalize is None else self.normalize.words
+        return json.dumps({"captions": "subwords", "bpe": self.bpe.to_str(), "words": words, **values})
+
+    @classmethod
+    def from_values(cls, bpe: str, words: Sequence[str] | None, **values) -> "SubwordCaptions":
+        normalize = None if words is None else TextNormalizer(tuple(words))
+        return cls(tokenizers.Tokenizer.from_str(bpe), normalize=normalize, **values)
 
     def encode_flagged(
         self, texts: Sequence[str], rng: np.random.Generator | None = None
     ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
         """Tokenizes texts. Returns the token ids and a truncation flag per text."""
+        if self.normalize is not None:
+            texts = [self.normalize(text) if text else text for text in texts]
         token_ids = np.full((len(texts), self.length), self.pad, np.int32)
         truncated = np.zeros(len(texts), bool)
-        for i, encoding in enumerate(self.bpe.encode_batch(list(texts), add_special_tokens=False)):
+        for i, encoding in enumerate(self.bpe.encode_batch(list(texts))):
             ids = encoding.ids[: self.length]
             token_ids[i, : len(ids)] = ids
-            truncated[i] = len(encoding.ids) > self.length
+            truncated[i] = len(encoding.ids) > self.length or bool(encoding.overflowing)
         return token_ids, truncated
 
     def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
         """Returns a mask of the tokens in the loss: all tokens except padding."""
         return tokens != self.pad
+
+
+@dataclasses.dataclass(frozen=True)
+class YttmCaptions(_TextCondition):
+    """Captions of ruDALL-E: begin token, text tokens, end token, and a separate pad token for each position.
+
+    Texts that are too long lose their end token. The last tokens of the vocabulary are the pads.
+
+    Attributes:
+      bpe: tokenizer.
+      text_length: number of tokens per caption.
+      vocabulary_size: vocabulary size of the model, with the pads.
+      is_shifted: whether one more begin token precedes the caption, as in ruDALL-E's second version.
+      droppable, choose: as in `SubwordCaptions`.
+    """
+
+    bpe: YouTokenToMe
+    text_length: int
+    vocabulary_size: int
+    is_shifted: bool = False
+    droppable: bool = False
+    choose: CaptionChoice = CaptionChoice()
+
+    @property
+    def length(self) -> int:
+        return self.text_length + self.is_shifted
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.text_length} {self.is_shifted} {self.bpe.source}".encode()).hexdigest()
+
+    def to_json(self) -> str:
+        names = ("text_length", "vocabulary_size", "is_shifted", "droppable")
+        values = {name: getattr(self, name) for name in names}
+        return json.dumps({"captions": "yttm", "bpe": self.bpe.source, **values})
+
+    @classmethod
+    def from_values(cls, bpe: str, **values) -> "YttmCaptions":
+        return cls(YouTokenToMe.parse(bpe), **values)
+
+    def encode_flagged(
+        self, texts: Sequence[str], rng: np.random.Generator | None = None
+    ) -> tuple[Int32[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
+        """Tokenizes texts in lower case. Returns the token ids and a truncation flag per text."""
+        pads = np.arange(self.vocabulary_size - self.text_length, self.vocabulary_size)
+        token_ids = np.tile(pads.astype(np.int32), (len(texts), 1))
+        truncated = np.zeros(len(texts), bool)
+        for row, text in enumerate(texts):
+            ids = [self.bpe.begin, *self.bpe.encode(text.lower()), self.bpe.end]
+            truncated[row] = len(ids) > self.text_length
+            token_ids[row, : len(ids)] = ids[: self.text_length]
+        if self.is_shifted:
+            token_ids = np.pad(token_ids, ((0, 0), (1, 0)), constant_values=self.bpe.begin)
+        return token_ids, truncated
+
+    def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        """Returns a mask of the tokens in the loss: all tokens except padding."""
+        return tokens < self.vocabulary_size - self.text_length
+
+
+_CLASSES = {"subwords": SubwordCaptions, "yttm": YttmCaptions}  # value of "captions" in `to_json`
+
+
+def parse_captions(
+    text: str, length: int, droppable: bool, bpe_dropout: float = 0.0, choose: CaptionChoice | None = None
+) -> Captions | SubwordCaptions | YttmCaptions:
+    """Parses the condition of a run.
+
+    Args:
+      text: result of `to_json`, or the content of a `tokenizer.json` with CLIP's layout.
+      length: number of tokens per caption, for CLIP's layout.
+      droppable, bpe_dropout, choose: see `Captions`. Captions that could be dropped before still can be.
+
+    Raises ValueError for other content, and for BPE dropout with the tokenizer of another project.
+    """
+    choose, values = choose or CaptionChoice(), json.loads(text)
+    kind = values.pop("captions", None) if isinstance(values, dict) else None
+    if kind is None:
+        return Captions(Tokenizer.from_json(text, length), droppable, bpe_dropout, choose)
+    if kind not in _CLASSES:
+        raise ValueError(f"captions of the kind {kind!r}; known are {', '.join(_CLASSES)}")
+    if bpe_dropout:
+        raise ValueError(f"BPE dropout = {bpe_dropout}: it must be 0 with the tokenizer of another project")
+    values["droppable"] |= droppable
+    return _CLASSES[kind].from_values(**values, choose=choose)

@@ -70,7 +70,10 @@ def _make_parser() -> argparse.ArgumentParser:
     def add(name: str, text: str, run) -> argparse.ArgumentParser:
         subparser = command_parser(name, text, run)
         subparser.add_argument(
-            "--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E"
+            "--model", required=True, metavar="MODEL", help="run directory, or directory of minDALL-E, dalle-mini, ruDALL-E"
+        )
+        subparser.add_argument(
+            "--vqgan", metavar="VQGAN", help="VQGAN of a model without one, such as dalle-mini (default: vqgan/ in MODEL)"
         )
         arguments_lib.add_dtype(subparser)
         return subparser
@@ -130,7 +133,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     output.check_ranking(arguments)
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "int8_cache")
     settings = {key: getattr(arguments, key) for key in names}
-    dalle = load(arguments.model, dtype=arguments.dtype)
+    dalle = load(arguments.model, dtype=arguments.dtype, vqgan=arguments.vqgan)
     completion = {} if image is None else {"init_image": image, "keep": _read_keep_mask(arguments.keep, image, dalle)}
     reranker = arguments.rerank
     if reranker not in (None, "likelihood"):
@@ -200,7 +203,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from dalle_jax.dalle import load
 
     prompts = arguments_lib.listed(arguments.prompts, "a prompt", "--prompts")
-    dalle = load(arguments.model, dtype=arguments.dtype)
+    dalle = load(arguments.model, dtype=arguments.dtype, vqgan=arguments.vqgan)
     scores = dalle.score(prompts, [Path(image) for image in arguments.images]) / dalle.module.length
     if arguments.json:
         rows = (dict(zip(prompts, map(float, row), strict=True)) for row in scores)

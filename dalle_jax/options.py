@@ -12,7 +12,8 @@ class DALLEOptions(CodeTransformerOptions):
 
     positions: str = option(
         "axial",
-        "position embedding of codes: sum of a row and a column vector (axial), or one vector per position (learned)",
-        choices=("axial", "learned"),
+        "position embedding of codes: sum of a row and a column vector (axial), or one vector per position (learned); or "
+        "rotations of queries and keys (rotary)",
+        choices=("axial", "learned", "rotary"),
     )
     text_length: int = option(64, "number of tokens per caption, including begin, end and padding", least=2)

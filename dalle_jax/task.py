@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dalle_jax import evaluators, pretrained
-from dalle_jax.captions import TOKENIZER, Captions
+from dalle_jax.captions import TOKENIZER, parse_captions
 from dalle_jax.options import DALLEOptions
 from train_jax.data.captions import CaptionChoice
 from train_jax.data.options import TokenizerOptions
@@ -22,6 +22,7 @@ from train_jax.placeholders import write_tokenizer
 from train_jax.task import Task
 from vqgan_jax.stage2 import task
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
+from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.vqgan import Vqgan
 
 
@@ -56,8 +57,26 @@ class DALLETaskOptions(task.Stage2TaskOptions):
         return super().identity() | {"tokenizer": self.tokenizer.identity()}
 
 
+_FINETUNE = "dalle/finetune"  # the shipped config that starts from a checkpoint
+
 OPTIONS, EVALUATORS, PROGRAMS = DALLETaskOptions, evaluators.EVALUATORS, task.PROGRAMS
 open_weights = pretrained.open_checkpoint
+
+
+def complete(config: ConfigDict, stated: ConfigDict) -> None:
+    """Completes a config from the DALL-E `config.pretrained`. Raises ConfigError for options that contradict it."""
+    if config.pretrained:
+        checkpoint = _open_pretrained(config)
+        task.adopt_checkpoint(config, stated, checkpoint, checkpoint.options.to_dict(), _FINETUNE)
+        if set(stated.get("tokenizer", {})) - {"dropout"}:
+            raise ConfigError(
+                "config.tokenizer with config.pretrained: the tokenizer comes with the checkpoint; leave it out. A config "
+                f"that leaves it to the checkpoint is --config={_FINETUNE}"
+            )
+
+
+def _open_pretrained(config: ConfigDict) -> Stage2Checkpoint:
+    return pretrained.open_checkpoint(config.pretrained, vqgan=config.vqgan.path or None)
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
@@ -66,8 +85,8 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     Raises ConfigError if the options are invalid, and LoadError if the VQGAN cannot be loaded.
     """
     vq, options, captions = open_parts(config, workdir)
-    artifacts = {TOKENIZER: captions.tokenizer.to_json()}
-    return task.make(config, workdir, vq, options, captions, artifacts=artifacts, more_evaluators=evaluators.make_factories)
+    functions = {"open_pretrained": _open_pretrained, "more_evaluators": evaluators.make_factories}
+    return task.make(config, workdir, vq, options, captions, artifacts={TOKENIZER: captions.to_json()}, **functions)
 
 
 def make_evaluation(config: ConfigDict, checkpoint: Stage2Checkpoint) -> Task:
@@ -75,26 +94,38 @@ def make_evaluation(config: ConfigDict, checkpoint: Stage2Checkpoint) -> Task:
     return task.make_evaluation(config, checkpoint, evaluators.make_factories)
 
 
-def open_parts(config: ConfigDict, workdir: Path | None) -> tuple[Vqgan, DALLEOptions, Captions]:
+def open_parts(config: ConfigDict, workdir: Path | None) -> tuple[Vqgan, DALLEOptions, Condition]:
     """Opens the first stage, the options of the transformer, and the condition of a resolved config."""
     options = DALLEOptions.parse(config.model, "model")
-    vq = task.open_vqgan(config, workdir)  # first: a wrong path fails before minutes of tokenizer training
-    tokenizer = _open_tokenizer(config, workdir)
+    start = task.open_start(config, workdir, _open_pretrained)
+    vq = task.open_vqgan(config, workdir, start)  # first: a wrong path fails before minutes of tokenizer training
+    if start is not None:
+        text = start.condition.to_json()
+    elif workdir is not None and (workdir / TOKENIZER).is_file():
+        text = (workdir / TOKENIZER).read_text("utf-8")
+    else:
+        text = _open_tokenizer(config).to_json()
     choose = CaptionChoice(config.data.leading_prob, config.data.leading_captions)
-    return vq, options, Captions(tokenizer, config.condition_dropout > 0, config.tokenizer.dropout, choose)
+    try:
+        captions = parse_captions(
+            text, options.text_length, config.condition_dropout > 0, config.tokenizer.dropout, choose
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.tokenizer: {error}") from error
+    return vq, options, captions
 
 
 def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
     """Replaces a missing tokenizer and a VQGAN that is named by its config; see `train_jax.task`."""
+    if config.pretrained:
+        return task.write_placeholders(config, folder, _open_pretrained(config))
     if not (config.tokenizer.path and Path(config.tokenizer.path).exists()):
         write_tokenizer(folder / TOKENIZER, config.tokenizer.vocab_size)
     return task.write_placeholders(config, folder)
 
 
-def _open_tokenizer(config: ConfigDict, workdir: Path | None) -> Tokenizer:
+def _open_tokenizer(config: ConfigDict) -> Tokenizer:
     length = config.model.text_length
-    if workdir is not None and (workdir / TOKENIZER).is_file():
-        return Tokenizer.load(workdir / TOKENIZER, length)
     if config.tokenizer.path:
         try:
             return Tokenizer.load(config.tokenizer.path, length)

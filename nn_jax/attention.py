@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Int8
 
 from nn_jax.layers import Dense, add_parameter, layer_norm, with_axis_names
+from nn_jax.rotary import rotate
 
 NAME = "attention"  # checkpoint name of the residuals of `recomputing_attention`
 
@@ -142,12 +143,16 @@ class KVCache(NamedTuple):
     Attributes:
       key_scales, value_scales: factors of int8 keys and values, one for each head and position; None: keys and values are
         floats.
+      mask: positions that queries attend to; None: all.
+      context: of a prefix, the cache of the context to which the block cross-attends; None: no cross-attention.
     """
 
     keys: Float[Array, "batch heads length head_dim"] | Int8[Array, "batch heads length head_dim"]
     values: Float[Array, "batch heads length head_dim"] | Int8[Array, "batch heads length head_dim"]
     key_scales: Float32[Array, "batch heads length"] | None = None
     value_scales: Float32[Array, "batch heads length"] | None = None
+    mask: Bool[Array, "batch 1 length"] | None = None
+    context: "KVCache | None" = None
 
     @classmethod
     def empty(cls, batch: int, length: int, heads: int, head_dim: int, dtype: DTypeLike) -> "KVCache":
@@ -184,23 +189,36 @@ class KVCache(NamedTuple):
 
     def scores(self, q: Float[Array, "b n h"]) -> Float32[Array, "b n length"]:
         """Computes q k^T of queries with the keys. Each row of the cache serves as many consecutive rows of queries."""
-        grouped = q.reshape(len(self.keys), -1, *q.shape[1:])
+        grouped = self._group(q)
         products = jnp.einsum(
             "cgnh,cnsh->cngs", grouped, self.keys.astype(q.dtype), preferred_element_type=jnp.float32
         )
         if self.key_scales is not None:
             products = products * self.key_scales[:, :, None]
-        return products.swapaxes(1, 2).reshape(*q.shape[:2], -1)
+        if self.mask is not None:
+            products = jnp.where(self.mask[:, :, None], products, jnp.finfo(jnp.float32).min)
+        return self._ungroup(products.swapaxes(1, 2), q.shape[1])
 
     def weigh(self, weights: Float32[Array, "b n length"], dtype: DTypeLike) -> Float32[Array, "b n h"]:
         """Sums the values with the attention weights, which are rounded to `dtype`; rows as in `scores`."""
-        grouped = weights.reshape(len(self.values), -1, *weights.shape[1:]).swapaxes(1, 2)  # (c, n, g, s)
+        grouped = self._group(weights).swapaxes(1, 2)  # (c, n, g, s)
         if self.value_scales is not None:
             grouped = grouped * self.value_scales[:, :, None]
         sums = jnp.einsum(
             "cngs,cnsh->cgnh", grouped.astype(dtype), self.values.astype(dtype), preferred_element_type=jnp.float32
         )
-        return sums.reshape(*weights.shape[:2], -1)
+        return self._ungroup(sums, weights.shape[1])
+
+    def _group(self, x: Float[Array, "b n m"]) -> Float[Array, "c g n m"]:
+        """Groups the rows, and the heads that share keys and values, by the rows and heads of the cache."""
+        rows, own = self.keys.shape[:2]
+        _, heads, size = x.shape
+        return x.reshape(rows, -1, own, heads // own, size).swapaxes(2, 3).reshape(rows, -1, own, size)
+
+    def _ungroup(self, x: Float[Array, "c g n m"], heads: int) -> Float[Array, "b n m"]:
+        """Undoes `_group`, for `heads` heads of queries."""
+        rows, _, own, size = x.shape
+        return x.reshape(rows, -1, heads // own, own, size).swapaxes(2, 3).reshape(-1, heads, size)
 
 
 def _quantize(x: Float[Array, "b n t h"]) -> tuple[Int8[Array, "b n t h"], Float32[Array, "b n t"]]:
@@ -235,33 +253,48 @@ def attend_to_caches(
       prefixes: caches of prefixes: row i belongs to `prefixes[i % len(prefixes)]`, within which each row serves as many
         consecutive sequences.
     """
-    kinds = len(prefixes)
-
-    def of_prefixes(function: Callable, x: jax.Array) -> jax.Array:
-        x = x.reshape(-1, kinds, *x.shape[1:])
-        parts = [function(prefix, x[:, kind]) for kind, prefix in enumerate(prefixes)]
-        return jnp.stack(parts, axis=1).reshape(len(q), q.shape[1], -1)
-
     own = cache if visible.positions is None else cache.take(visible.positions)
-    scores = jnp.concatenate([of_prefixes(KVCache.scores, q), own.scores(q)], axis=-1) * q.shape[-1] ** -0.5
+    scores = jnp.concatenate([_of_prefixes(prefixes, KVCache.scores, q), own.scores(q)], axis=-1) * q.shape[-1] ** -0.5
     length = prefixes[0].length
     prefix_mask = jnp.ones(length, bool) if visible.prefix is None else visible.prefix
     mask = jnp.concatenate([prefix_mask, visible.mask])
     weights = jax.nn.softmax(jnp.where(mask[None, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    shared = of_prefixes(lambda prefix, w: prefix.weigh(w, q.dtype), weights[..., :length])
+    shared = _weigh_prefixes(prefixes, weights[..., :length], q.dtype)
     return (shared + own.weigh(weights[..., length:], q.dtype)).astype(q.dtype)
+
+
+def attend_to_prefixes(q: Float[Array, "b n h"], prefixes: tuple[KVCache, ...]) -> Float[Array, "b n h"]:
+    """Computes attention of one token per sequence to prefixes alone, as cross-attention does; see `attend_to_caches`."""
+    weights = jax.nn.softmax(_of_prefixes(prefixes, KVCache.scores, q) * q.shape[-1] ** -0.5, axis=-1)
+    return _weigh_prefixes(prefixes, weights, q.dtype).astype(q.dtype)
+
+
+def _of_prefixes(prefixes: tuple[KVCache, ...], function: Callable, x: Float[Array, "b n m"]) -> Float[Array, "b n k"]:
+    """Computes `function(prefix, rows)` for the rows of each prefix; row i belongs to `prefixes[i % len(prefixes)]`."""
+    by_kind = x.reshape(-1, len(prefixes), *x.shape[1:])
+    parts = [function(prefix, by_kind[:, kind]) for kind, prefix in enumerate(prefixes)]
+    return jnp.stack(parts, axis=1).reshape(*x.shape[:2], -1)
+
+
+def _weigh_prefixes(prefixes: tuple[KVCache, ...], weights: Float32[Array, "b n length"], dtype: DTypeLike):
+    return _of_prefixes(prefixes, lambda prefix, w: prefix.weigh(w, dtype), weights)
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention. Kernels: `qkv` [width, 3, heads, head_dim], `out` [heads, head_dim, width].
+
+    With fewer `kv_heads` than heads, groups of consecutive heads share keys and values (arXiv 2305.13245), and `q` [width,
+    heads, head_dim] and `kv` [width, 2, kv_heads, head_dim] take the place of `qkv`.
 
     The input has shape [batch, length, width] or [batch * length, width] (see `nn_jax.transformer.Block`).
 
     Attributes:
       causal: whether tokens attend only to themselves and to earlier tokens.
       float8: whether both products of parameters are of float8 numbers; see `nn_jax.float8`.
-      key_bias: whether keys have a bias; otherwise queries and values have the parameter `bias` [2, heads, head_dim].
+      bias: whether both products have biases.
+      key_bias: whether keys have a bias; otherwise queries and values have the parameter `qv_bias` [2, heads, head_dim].
       norm_eps: epsilon of a layer norm before the output projection (arXiv 2210.06423); None: there is no such norm.
+      kv_heads: number of heads of keys and values; 0: `heads`.
     """
 
     width: int
@@ -271,20 +304,27 @@ class SelfAttention(nn.Module):
     causal: bool
     dtype: DTypeLike
     float8: bool = False
+    bias: bool = True
     key_bias: bool = True
     norm_eps: float | None = None
+    kv_heads: int = 0
 
     def setup(self):
-        head_dim, float8 = self.width // self.heads, self.float8
+        head_dim, options = self.width // self.heads, {"float8": self.float8, "bias": self.bias}
         axes = ("embed", "qkv", "heads", "head_dim")
-        self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, bias=self.key_bias, float8=float8)
-        if not self.key_bias:
+        if self.kv_heads in (0, self.heads):
+            joint = options | {"bias": self.bias and self.key_bias}
+            self.qkv = Dense((3, self.heads, head_dim), axes, self.std, self.dtype, **joint)
+        else:
+            self.q = Dense((self.heads, head_dim), ("embed", "heads", "head_dim"), self.std, self.dtype, **options)
+            self.kv = Dense((2, self.kv_heads, head_dim), axes, self.std, self.dtype, **options)
+        if self.bias and not self.key_bias:
             init = with_axis_names(nn.initializers.zeros_init(), *axes[1:])
-            self.bias = self.param("bias", init, (2, self.heads, head_dim))
+            self.qv_bias = self.param("qv_bias", init, (2, self.heads, head_dim))
         if self.norm_eps is not None:
             self.norm = layer_norm(self.norm_eps, self.dtype, None)
         axes = ("heads", "head_dim", "embed")
-        self.out = Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, float8=float8)
+        self.out = Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, **options)
 
     def __call__(
         self,
@@ -293,9 +333,13 @@ class SelfAttention(nn.Module):
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
         mask: Bool[Array, "..."] | None = None,
+        rotation: Float[Array, "#b t pairs"] | None = None,
     ):
-        """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` with `mask` if none."""
-        return self._merge(self._attend(*self._project(x, batch), attentions, index, mask), x)
+        """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` with `mask` if none.
+
+        Queries and keys are turned by the angles `rotation`, if there are any; see `nn_jax.rotary`.
+        """
+        return self._merge(self._attend(*self._project(x, batch, rotation), attentions, index, mask), x)
 
     def prefill(
         self,
@@ -304,9 +348,10 @@ class SelfAttention(nn.Module):
         cache: KVCache,
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
+        rotation: Float[Array, "#b t pairs"] | None = None,
     ):
         """Computes attention for the first tokens of a sequence, and their KV cache."""
-        q, k, v = self._project(x, batch)
+        q, k, v = self._project(x, batch, rotation)
         return self._merge(self._attend(q, k, v, attentions, index), x), cache.write(k, v, 0)
 
     def decode_step(
@@ -317,28 +362,40 @@ class SelfAttention(nn.Module):
         cache: KVCache,
         position: Int[Array, ""],
         visible: Visible,
+        rotation: Float[Array, "#b 1 pairs"] | None = None,
     ):
         """Computes attention for the token at `position` after the prefix, and the updated cache of its sequence."""
-        q, k, v = self._project(x, batch)
+        q, k, v = self._project(x, batch, rotation)
         cache = cache.write(k, v, position)
         return self._merge(attend_to_caches(q[:, 0], prefixes, cache, visible)[:, None], x), cache
 
     def _attend(self, q, k, v, attentions: tuple[Callable, ...], index: int | Int[Array, ""], mask=None):
+        if k.shape[2] < self.heads:
+            k, v = (jnp.repeat(part, self.heads // self.kv_heads, axis=2) for part in (k, v))
         if not attentions:
             return attend(q, k, v, mask=mask, causal=self.causal)
         if len(attentions) == 1 or isinstance(index, int):
             return attentions[index if isinstance(index, int) else 0](q, k, v)
         return jax.lax.switch(index, attentions, q, k, v)
 
-    def _project(self, x, batch: int):
+    def _project(self, x, batch: int, rotation=None):
         """Computes queries, keys and values [B, T, N, H]."""
+        q, k, v = self._multiply(x, batch)
+        return (q, k, v) if rotation is None else (rotate(q, rotation), rotate(k, rotation), v)
+
+    def _multiply(self, x, batch: int):
+        if self.kv_heads not in (0, self.heads):
+            q, kv = self.q(x), self.kv(x)
+            return tuple(part.reshape(batch, -1, *part.shape[-2:]) for part in (q, kv[..., 0, :, :], kv[..., 1, :, :]))
         if platform() == "tpu":  # XLA would copy each of three parts of a joint product to another layout
             q, k, v = (x.reshape(batch, -1, *x.shape[-2:]) for x in self.qkv.unstacked(x))
         else:
             qkv = self.qkv(x)
             qkv = qkv.reshape(batch, -1, *qkv.shape[-3:])
             q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # (B, T, N, H)
-        return (q, k, v) if self.key_bias else (add_parameter(q, self.bias[0]), k, add_parameter(v, self.bias[1]))
+        if self.bias and not self.key_bias:
+            q, v = add_parameter(q, self.qv_bias[0]), add_parameter(v, self.qv_bias[1])
+        return q, k, v
 
     def _merge(self, y, x):
         """Applies the output projection to the heads `y`, in the shape of `x`."""
@@ -347,32 +404,58 @@ class SelfAttention(nn.Module):
         return self.out(y.reshape(*x.shape[:-1], *y.shape[-2:]))
 
 
+class Context(NamedTuple):
+    """Tokens to which other tokens cross-attend, and the mask of those that count; None: all."""
+
+    tokens: Float[Array, "batch m width"]
+    mask: Bool[Array, "batch m"] | None = None
+
+
 class CrossAttention(nn.Module):
     """Multi-head cross-attention. Kernels: `q`, `k`, `v` [width, heads, head_dim], `out` [heads, head_dim, features].
 
     Heads divide the width of the queries; keys may have another width.
 
     Attributes:
+      width: width of the queries.
       features: width of the output.
       out_dtype: dtype of the output; see `Dense`.
+      bias, float8: see `SelfAttention`.
     """
 
+    width: int
     heads: int
     features: int
     dtype: DTypeLike
     out_dtype: DTypeLike | None = None
+    bias: bool = True
+    float8: bool = False
 
-    @nn.compact
+    def setup(self):
+        shape, axes, std = (self.heads, self.width // self.heads), ("embed", "heads", "head_dim"), self.width**-0.5
+        options = {"bias": self.bias, "float8": self.float8}
+        self.q = Dense(shape, axes, std, self.dtype, **options)
+        self.k = Dense(shape, axes, std, self.dtype, **options)
+        self.v = Dense(shape, axes, std, self.dtype, **options)
+        axes, options = ("heads", "head_dim", "embed"), {"inputs": 2, "out_dtype": self.out_dtype} | options
+        self.out = Dense((self.features,), axes, std, self.dtype, **options)
+
     def __call__(
-        self, queries: Float[Array, "batch n width"], keys: Float[Array, "batch m key_width"]
-    ) -> Float[Array, "batch n features"]:
-        width = queries.shape[-1]
-        std = width**-0.5
+        self, queries: Float[Array, "... width"], context: Context, batch: int | None = None
+    ) -> Float[Array, "... features"]:
+        """Computes attention of queries [batch, n, width], or [batch * n, width], to a context."""
+        q = self.q(queries)
+        mask = None if context.mask is None else context.mask[:, None, None]
+        y = attend(q.reshape(batch or len(q), -1, *q.shape[-2:]), self.k(context.tokens), self.v(context.tokens), mask=mask)
+        return self.out(y.reshape(q.shape))
 
-        def project(x, name: str):
-            features, axes = (self.heads, width // self.heads), ("embed", "heads", "head_dim")
-            return Dense(features, axes, std, self.dtype, name=name)(x)
+    def fill(self, context: Context, dtype: DTypeLike) -> KVCache:
+        """Computes the KV cache of a context, of a float dtype or int8."""
+        k, v = self.k(context.tokens), self.v(context.tokens)
+        cache = KVCache.empty(len(k), k.shape[1], *k.shape[2:], dtype).write(k, v, 0)
+        return cache._replace(mask=None if context.mask is None else context.mask[:, None])
 
-        y = attend(project(queries, "q"), project(keys, "k"), project(keys, "v"))
-        axes = ("heads", "head_dim", "embed")
-        return Dense((self.features,), axes, std, self.dtype, inputs=2, out_dtype=self.out_dtype, name="out")(y)
+    def decode_step(self, x: Float[Array, "... width"], contexts: tuple[KVCache, ...]):
+        """Computes attention of one token per sequence to the caches of `fill`; see `attend_to_caches`."""
+        q = self.q(x)
+        return self.out(attend_to_prefixes(q.reshape(-1, *q.shape[-2:]), contexts).reshape(q.shape))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int32
 
-PATTERNS = ("dense", "row", "column", "conv")
+PATTERNS = ("dense", "row", "column", "conv", "window", "torus")
 
 
 def attention_mask(
@@ -20,10 +20,11 @@ def attention_mask(
     Args:
       pattern: attention between codes. "dense": all earlier codes. "row": the `columns` previous codes in reading order, the
         last of which is the code above. "column": the codes above. "conv": the earlier codes in a square window, which
-        wraps around the sides of the grid like "row".
+        wraps around the sides of the grid like "row". "window": those in a window that ends at the sides. "torus": those in
+        a window that goes on at the opposite side.
       condition_length: number of condition tokens.
       grid: numbers of rows and columns of codes.
-      window: side of the window of "conv".
+      window: side of the window of "conv", "window" and "torus".
     """
     rows, columns = grid
     length = condition_length + rows * columns
@@ -40,6 +41,12 @@ def attention_mask(
         reach = window // 2
         offsets = [up * columns + left for up in range(reach + 1) for left in range(-reach, reach + 1)]
         attended = np.isin(distance, offsets)
+    elif pattern in ("window", "torus"):
+        places = np.stack(np.divmod(codes, columns))
+        offsets = np.abs(places[:, :, None] - places[:, None, :])  # [2, codes, codes]: of rows, of columns
+        if pattern == "torus":
+            offsets = np.minimum(offsets, np.array(grid)[:, None, None] - offsets)
+        attended = np.all(offsets <= window // 2, axis=0)
     else:
         raise ValueError(f"pattern {pattern!r}: it must be one of {', '.join(PATTERNS)}")
     mask = np.ones((length, length), bool)

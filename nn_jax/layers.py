@@ -117,6 +117,16 @@ def layer_norm(eps: float, dtype, name: str | None) -> nn.LayerNorm:
     )
 
 
+def rms_norm(eps: float, dtype, name: str | None) -> nn.RMSNorm:
+    """Creates an RMSNorm (arXiv 1910.07467) with float32 statistics for any `dtype`: without a mean and a bias."""
+    return nn.RMSNorm(
+        epsilon=eps, dtype=dtype, scale_init=with_axis_names(nn.initializers.ones_init(), "norm"), name=name
+    )
+
+
+NORMS: dict[str, Callable] = {"layer": layer_norm, "rms": rms_norm}
+
+
 def group_norm(groups: int, dtype, name: str, eps: float = 1e-6) -> nn.GroupNorm:
     """Creates a GroupNorm that computes the variance in two passes, like `layer_norm`."""
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()

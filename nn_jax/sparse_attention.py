@@ -37,7 +37,7 @@ def attend_in_pattern(
       pattern: one of `nn_jax.attention_patterns.PATTERNS`.
       condition_length: number of condition tokens c, at least 1.
       grid: rows and columns of codes; c <= t <= c + rows * columns.
-      window: side of the window of "conv".
+      window: side of the window of a pattern that has one.
     """
     if pattern == "dense" or q.shape[1] == condition_length:
         return attend(q, k, v, causal=True)

@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax import attention as attention_lib
-from nn_jax.attention import KVCache, SelfAttention, Visible, platform
-from nn_jax.layers import ACTIVATIONS, Dense, layer_norm
+from nn_jax.attention import Context, CrossAttention, KVCache, SelfAttention, Visible, platform
+from nn_jax.layers import ACTIVATIONS, NORMS, Dense
 from nn_jax.mixed_precision import mixed_dot_general_p
 
 
@@ -29,6 +29,7 @@ def _products(primitive, *operands, **parameters) -> bool:
     return is_saved(primitive, *operands, **parameters)
 
 
+BRANCH_NORMS = ("none", "sandwich", "normformer", "inner")
 REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _products}
 
 
@@ -42,6 +43,8 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches.
+
+    If `cross`, a third branch between them attends to a context.
 
     On a CPU the block computes on tokens flattened to [batch * length, width]. With reshapes between the matrix products,
     XLA's CPU compiler would recompute the gradient of the residual stream for each use, at a cost quadratic in the depth of
@@ -61,23 +64,43 @@ class Block(nn.Module):
     causal: bool
     dtype: DTypeLike
     float8: bool = False
+    branch_norms: str = "none"
     gated: bool = False
-    sub_norm: bool = False
+    bias: bool = True
     key_bias: bool = True
+    cross: bool = False
+    norm: str = "layer"
+    kv_heads: int = 0
 
     def setup(self):
-        options = {"dtype": self.dtype, "float8": self.float8}
-        self.norm1 = layer_norm(self.eps, self.dtype, None)
-        inner = {"key_bias": self.key_bias, "norm_eps": self.eps if self.sub_norm else None}
-        self.attention = SelfAttention(self.width, self.heads, self.std, self.out_std, self.causal, **options, **inner)
-        self.norm2 = layer_norm(self.eps, self.dtype, None)
+        options = {"dtype": self.dtype, "float8": self.float8, "bias": self.bias}
+        self.norm1 = self._norm()
+        sizes = self.width, self.heads, self.std, self.out_std
+        inner = {"key_bias": self.key_bias, "norm_eps": self.eps if self.branch_norms == "inner" else None}
+        self.attention = SelfAttention(*sizes, self.causal, kv_heads=self.kv_heads, **options, **inner)
+        if self.cross:
+            self.cross_norm = self._norm()
+            self.cross_attention = CrossAttention(self.width, self.heads, self.width, **options)
+        self.norm2 = self._norm()
         self.mlp_in = Dense((self.mlp_dim,), ("embed", "mlp"), (2 * self.width) ** -0.5, **options)
         if self.gated:
             self.mlp_gate = Dense((self.mlp_dim,), ("embed", "mlp"), (2 * self.width) ** -0.5, **options)
-        if self.sub_norm:
-            self.mlp_norm = layer_norm(self.eps, self.dtype, None)
         self.mlp_out = Dense((self.width,), ("mlp", "embed"), self.out_std, **options)
         self.drop = nn.Dropout(self.dropout)
+        if self._has_output_norms:
+            self.attention_norm = self._norm()
+            if self.cross:
+                self.cross_attention_norm = self._norm()
+        if self.branch_norms != "none":
+            self.mlp_norm = self._norm()
+
+    @property
+    def _has_output_norms(self) -> bool:
+        """Whether the outputs of attention are normalised."""
+        return self.branch_norms in ("sandwich", "normformer")
+
+    def _norm(self) -> nn.Module:
+        return NORMS[self.norm](self.eps, self.dtype, None)
 
     def __call__(
         self,
@@ -86,8 +109,16 @@ class Block(nn.Module):
         index: int | Int[Array, ""] = 0,
         deterministic: bool = True,
         mask: Bool[Array, "..."] | None = None,
+        context: Context | None = None,
+        rotation: Float[Array, "#batch length pairs"] | None = None,
     ):
-        return self._residual(x, lambda y: (self.attention(y, x.shape[0], attentions, index, mask), None), deterministic)[0]
+        def attention(y):
+            return self.attention(y, x.shape[0], attentions, index, mask, rotation), None
+
+        def cross_attention(y):
+            return self.cross_attention(y, context, x.shape[0])
+
+        return self._residual(x, attention, cross_attention, deterministic)[0]
 
     def prefill(
         self,
@@ -95,8 +126,19 @@ class Block(nn.Module):
         cache: KVCache,
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
+        context: Context | None = None,
+        rotation: Float[Array, "#batch length pairs"] | None = None,
     ):
-        return self._residual(x, lambda y: self.attention.prefill(y, len(x), cache, attentions, index))
+        def attention(y):
+            return self.attention.prefill(y, len(x), cache, attentions, index, rotation)
+
+        def cross_attention(y):
+            return self.cross_attention(y, context, len(x))
+
+        x, filled = self._residual(x, attention, cross_attention)
+        if self.cross:
+            filled = filled._replace(context=self.cross_attention.fill(context, cache.keys.dtype))
+        return x, filled
 
     def decode_step(
         self,
@@ -105,25 +147,44 @@ class Block(nn.Module):
         cache: KVCache,
         position: Int[Array, ""],
         visible: Visible,
+        rotation: Float[Array, "#batch 1 pairs"] | None = None,
     ):
-        return self._residual(
-            x, lambda y: self.attention.decode_step(y, len(x), prefixes, cache, position, visible)
-        )
+        def attention(y):
+            return self.attention.decode_step(y, len(x), prefixes, cache, position, visible, rotation)
 
-    def _residual(self, x, attention: Callable, deterministic: bool = True):
-        """Applies the block with a given attention function `y -> (y, cache)`."""
+        def cross_attention(y):
+            return self.cross_attention.decode_step(y, tuple(prefix.context for prefix in prefixes))
+
+        return self._residual(x, attention, cross_attention)
+
+    def _residual(self, x, attention: Callable, cross_attention: Callable, deterministic: bool = True):
+        """Applies the block with given functions: attention `y -> (y, cache)`, and cross-attention `y -> y` if `cross`."""
         shape = x.shape
         as_rows = platform() == "cpu"
         if as_rows:
             x = x.reshape(-1, self.width)
+
+        def add(x, y):
+            return x + self.drop(y, deterministic=deterministic)
+
+        has_norms = self._has_output_norms
         y, cache = attention(self.norm1(x))
-        x = x + self.drop(y, deterministic=deterministic)
-        y, activation = self.norm2(x), ACTIVATIONS[self.activation]
-        y = activation(self.mlp_gate(y)) * self.mlp_in(y) if self.gated else activation(self.mlp_in(y))
-        y = self.mlp_norm(y) if self.sub_norm else y
-        y = nn.with_logical_constraint(y, ("batch", "mlp") if as_rows else ("batch", None, "mlp"))
-        x = x + self.drop(self.mlp_out(y), deterministic=deterministic)
+        x = add(x, self.attention_norm(y) if has_norms else y)
+        if self.cross:
+            y = cross_attention(self.cross_norm(x))
+            x = add(x, self.cross_attention_norm(y) if has_norms else y)
+        x = add(x, self._mlp(self.norm2(x), ("batch", "mlp") if as_rows else ("batch", None, "mlp")))
         return nn.with_logical_constraint(x.reshape(shape), ("batch", None, None)), cache
+
+    def _mlp(self, x, axes: tuple[str | None, ...]):
+        """Applies the MLP, whose hidden features have logical `axes`, with its norm."""
+        activation = ACTIVATIONS[self.activation]
+        y = activation(self.mlp_gate(x)) * self.mlp_in(x) if self.gated else activation(self.mlp_in(x))
+        y = nn.with_logical_constraint(y, axes)
+        if self.branch_norms in ("normformer", "inner"):
+            return self.mlp_out(self.mlp_norm(y))
+        y = self.mlp_out(y)
+        return self.mlp_norm(y) if self.branch_norms == "sandwich" else y
 
 
 class Transformer(nn.Module):
@@ -138,9 +199,16 @@ class Transformer(nn.Module):
       remat: rematerialisation: "none", "full" (recomputes each block in the backward pass), "dots" (saves matrix products).
       float8: whether the blocks' products of parameters are of float8 numbers; see `nn_jax.float8`.
       attention_index: index of each block's attention among several; (): one for all blocks.
-      gated: whether the MLP has a gate (arXiv 2002.05202, section 2): the activation of a second product.
-      sub_norm: whether layer norms precede the output projections of attention and MLP, too (arXiv 2210.06423).
-      key_bias: whether keys have a bias.
+      branch_norms: further norms of each block: "none"; "sandwich", of the outputs of all branches (arXiv 2105.13290,
+        section 2.4); "normformer", of the outputs of attention, and in the MLP before its last product (arXiv 2110.09456,
+        without scales of heads and residuals); "inner", before the last products of self-attention and MLP (arXiv
+        2210.06423).
+      gated: whether the MLP is gated, activation(x W) * (x V) (arXiv 2002.05202).
+      bias: whether products have biases.
+      key_bias: whether keys have a bias, if products have biases.
+      cross: whether blocks attend to a context, after self-attention.
+      norm: key of `nn_jax.layers.NORMS`, the type of all norms.
+      kv_heads: number of heads of keys and values in self-attention; 0: `heads`. See `SelfAttention`.
     """
 
     width: int
@@ -156,9 +224,13 @@ class Transformer(nn.Module):
     dtype: DTypeLike = jnp.float32
     float8: bool = False
     attention_index: tuple[int, ...] = ()
+    branch_norms: str = "none"
     gated: bool = False
-    sub_norm: bool = False
+    bias: bool = True
     key_bias: bool = True
+    cross: bool = False
+    norm: str = "layer"
+    kv_heads: int = 0
 
     def setup(self):
         if self.attention_index and len(self.attention_index) != self.depth:
@@ -180,9 +252,13 @@ class Transformer(nn.Module):
             "causal": self.causal,
             "dtype": self.dtype,
             "float8": self.float8,
+            "branch_norms": self.branch_norms,
             "gated": self.gated,
-            "sub_norm": self.sub_norm,
+            "bias": self.bias,
             "key_bias": self.key_bias,
+            "cross": self.cross,
+            "norm": self.norm,
+            "kv_heads": self.kv_heads,
         }
         if self.scan:
             self.blocks = block(**options)
@@ -196,6 +272,8 @@ class Transformer(nn.Module):
         attentions: tuple[Callable, ...] = (),
         deterministic: bool = True,
         mask: Bool[Array, "..."] | None = None,
+        context: Context | None = None,
+        rotation: Float[Array, "#batch length pairs"] | None = None,
     ) -> Float[Array, "batch length width"]:
         """Applies all blocks.
 
@@ -203,6 +281,8 @@ class Transformer(nn.Module):
           attentions: functions `(q, k, v) -> y` of arrays [batch, length, heads, head_dim], of which `attention_index`
             assigns one to each block; (): attention to all tokens, or to itself and earlier ones if causal.
           mask: further restriction of the attention that () stands for; broadcasts to [batch, heads, length, length].
+          context: what blocks cross-attend to, if `cross`.
+          rotation: angles of the rotary positions of queries and keys; see `nn_jax.rotary`.
 
         Raises ValueError for a mask beside `attentions`, which have their own.
         """
@@ -211,11 +291,11 @@ class Transformer(nn.Module):
         indices = self._indices()
         if not self.scan:
             for number, index in enumerate(indices):
-                x = getattr(self, f"block_{number}")(x, attentions, index, deterministic, mask)
+                x = getattr(self, f"block_{number}")(x, attentions, index, deterministic, mask, context, rotation)
             return x
 
         def apply(block, x, index):
-            return block(x, attentions, index, deterministic, mask), None
+            return block(x, attentions, index, deterministic, mask, context, rotation), None
 
         stack = nn.scan(
             apply,
@@ -228,19 +308,26 @@ class Transformer(nn.Module):
 
     def empty_caches(self, batch: int, length: int, dtype: DTypeLike | None = None) -> tuple[KVCache, ...]:
         """Makes an empty KV cache of `length` tokens for each block, of the model's dtype or another, such as int8."""
-        empty = KVCache.empty(batch, length, self.heads, self.width // self.heads, self.dtype if dtype is None else dtype)
+        dtype, head_dim = self.dtype if dtype is None else dtype, self.width // self.heads
+        empty = KVCache.empty(batch, length, self.kv_heads or self.heads, head_dim, dtype)
         return (empty,) * self.depth
 
     def prefill(
-        self, x: Float[Array, "batch prefix width"], caches: tuple[KVCache, ...], attentions: tuple[Callable, ...] = ()
+        self,
+        x: Float[Array, "batch prefix width"],
+        caches: tuple[KVCache, ...],
+        attentions: tuple[Callable, ...] = (),
+        context: Context | None = None,
+        rotation: Float[Array, "#batch prefix pairs"] | None = None,
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
         """Applies all blocks to the first tokens of a sequence. Returns the output and their KV caches.
 
-        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). `attentions` are those of `__call__`.
+        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). Other arguments are those of `__call__`;
+        caches hold the keys and values of the context, too.
         """
         filled = []
         for number, (cache, index) in enumerate(zip(caches, self._indices(), strict=True)):
-            x, cache = self._block(number).prefill(x, cache, attentions, index)
+            x, cache = self._block(number).prefill(x, cache, attentions, index, context, rotation)
             filled.append(cache)
         return x, tuple(filled)
 
@@ -251,6 +338,7 @@ class Transformer(nn.Module):
         caches: tuple[KVCache, ...],
         position: Int[Array, ""],
         visible: tuple[Visible, ...],
+        rotation: Float[Array, "#batch 1 pairs"] | None = None,
     ) -> tuple[Float[Array, "batch 1 width"], tuple[KVCache, ...]]:
         """Applies all blocks to one token. Returns the output and the updated KV caches.
 
@@ -261,10 +349,11 @@ class Transformer(nn.Module):
           caches: for each block, the cache of the tokens after the prefix.
           position: index of the token after the prefix.
           visible: what the token attends to, for each attention of `attention_index`, or one for all blocks.
+          rotation: angles of the rotary position of the token.
         """
         filled = []
         for number, (prefix, cache, index) in enumerate(zip(prefixes, caches, self._indices(), strict=True)):
-            x, cache = self._block(number).decode_step(x, prefix, cache, position, visible[index])
+            x, cache = self._block(number).decode_step(x, prefix, cache, position, visible[index], rotation)
             filled.append(cache)
         return x, tuple(filled)
 

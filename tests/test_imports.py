@@ -62,6 +62,7 @@ COMPARES = {"clip_jax.verify": {"torch", "transformers"}}
 # Extras: imported where they are asked for, with an error that names the extra where they are missing.
 EXTRAS = {
     "clip_jax.nearest": {"faiss"},
+    "dalle_jax.text_normalizer": {"emoji", "text_unidecode"},
     "train_jax.datasets.emoji.drawings": {"resvg_py"},
     "train_jax.sweep.launch": {"submitit"},
     "train_jax.sweep.trials": {"optuna"},

@@ -159,15 +159,25 @@ def conv_flops(height: int, width: int, kernel: int, inputs: int, outputs: int) 
     return 2 * height * width * kernel**2 * inputs * outputs
 
 
-def transformer_flops(length: int, width: int, depth: int, mlp_ratio: float = 4.0) -> int:
-    """Returns the FLOPs of `depth` transformer blocks on `length` tokens.
+def transformer_flops(
+    length: int,
+    width: int,
+    depth: int,
+    mlp_ratio: float = 4.0,
+    gated: bool = False,
+    context: int = 0,
+    kv_share: float = 1.0,
+) -> int:
+    """Returns the FLOPs of `depth` transformer blocks on `length` tokens, which cross-attend to `context` tokens if any.
 
-    Counts projections, full attention (a causal mask saves nothing) and MLP.
+    Counts projections, full attention (a causal mask saves nothing) and MLP, which has a third product if `gated`. Keys and
+    values have `kv_share` times the heads of queries.
     """
-    projections = dense_flops(length, width, 4 * width)
+    projections = dense_flops(length, width, round((2 + 2 * kv_share) * width))
     attention = 2 * dense_flops(length, width, length)
-    mlp = 2 * dense_flops(length, width, round(mlp_ratio * width))
-    return depth * (projections + attention + mlp)
+    mlp = (3 if gated else 2) * dense_flops(length, width, round(mlp_ratio * width))
+    cross = dense_flops(length + context, width, 2 * width) + 2 * dense_flops(length, width, context) if context else 0
+    return depth * (projections + attention + mlp + cross)
 
 
 @dataclasses.dataclass(frozen=True)

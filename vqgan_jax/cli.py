@@ -91,7 +91,10 @@ def _build_parser() -> argparse.ArgumentParser:
     decode.add_argument("codes", metavar="CODES", help="an .npz written by vqgan-jax encode")
     decode.add_argument("--out", required=True, metavar="FOLDER", help="output folder; created if missing")
 
-    sample = add_command("sample", "Sample images autoregressively.", _sample, "run directory of the second stage")
+    sample = add_command("sample", "Sample images autoregressively.", _sample, "run of the second stage, or LlamaGen")
+    sample.add_argument(
+        "--vqgan", metavar="VQGAN", help="VQGAN of a model without one, such as LlamaGen (default: vqgan/ in MODEL)"
+    )
     sample.add_argument("--out", metavar="FILE", help="output .png with a grid of samples")
     sample.add_argument("--folder", metavar="FOLDER", help="output folder for each image, for any number of images")
     sample.add_argument("--n", type=int, default=16, help="number of images (default 16)")
@@ -126,7 +129,7 @@ def _sample(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments, "the grid")
     if arguments.columns < 1:
         raise UserError(f"--columns {arguments.columns}: at least 1")
-    prior = load(arguments.model, dtype=arguments.dtype)
+    prior = load(arguments.model, dtype=arguments.dtype, vqgan=arguments.vqgan)
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "size", "stride", "int8_cache")
     settings = {name: getattr(arguments, name) for name in names}
     options = settings | {"batch_size": arguments.batch_size}

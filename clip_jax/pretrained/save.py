@@ -25,7 +25,7 @@ from train_jax.weights.layout import flatten, to_peer
 _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 # Option values that the models of transformers support; other values cannot be saved.
 _VIT = {
-    "stem": "patch", "rope": "none", "gated_mlp": False, "sub_norm": False, "key_bias": True, "class_token": False,
+    "stem": "patch", "rope": "none", "gated": False, "branch_norms": "none", "key_bias": True, "class_token": False,
     "norm_after_pool": False, "proj_bias": False,
 }  # fmt: skip
 _CLIP = {

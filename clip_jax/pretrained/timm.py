@@ -89,7 +89,7 @@ def convert_options(config: Mapping, file: Path) -> dict:
         options = {"stem_bias": True, "pre_norm": False, "proj_bias": True, "key_bias": False}
         if family == "eva":
             return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-6}
-        options |= {"rope": "rows_first", "rope_grid": _EVA02_GRID, "gated_mlp": True, "sub_norm": True}
+        options |= {"rope": "rows_first", "rope_grid": _EVA02_GRID, "gated": True, "branch_norms": "inner"}
         return {"tower": "vit", **sizes, **options, "activation": "silu", "eps": 1e-6}
     activation = "quick_gelu" if match["quick"] else "gelu"
     return {"tower": "vit", **sizes, "proj_bias": True, "activation": activation, "eps": 1e-5}
@@ -114,7 +114,7 @@ def list_entries(image: Mapping) -> Iterator[Entry]:
 
 
 def _block_entries(ours: str, theirs: str, image: Mapping) -> Iterator[Entry]:
-    heads, attention, has_norms = image["heads"], f"{theirs}.attn", image.get("sub_norm", False)
+    heads, attention, has_norms = image["heads"], f"{theirs}.attn", image.get("branch_norms") == "inner"
     yield from norm_entries(f"{ours}/norm1", f"{theirs}.norm1")
     yield from norm_entries(f"{ours}/norm2", f"{theirs}.norm2")
     is_joint = not has_norms  # EVA-02 has three products
@@ -124,14 +124,14 @@ def _block_entries(ours: str, theirs: str, image: Mapping) -> Iterator[Entry]:
         yield Entry(f"{ours}/attention/qkv/bias", (f"{attention}.qkv.bias",), "qkv_bias", heads)
     else:
         biases = tuple(f"{attention}.{part}_bias" if is_joint else f"{attention}.{part}_proj.bias" for part in "qv")
-        yield Entry(f"{ours}/attention/bias", biases, "qv_bias", heads)
+        yield Entry(f"{ours}/attention/qv_bias", biases, "qv_bias", heads)
     yield from linear_entries(f"{ours}/attention/out", f"{attention}.proj", "merge_heads", heads)
     if has_norms:
         yield from norm_entries(f"{ours}/attention/norm", f"{attention}.norm")
         yield from norm_entries(f"{ours}/mlp_norm", f"{theirs}.mlp.norm")
-    if image.get("gated_mlp"):
+    if image.get("gated"):
         yield from linear_entries(f"{ours}/mlp_gate", f"{theirs}.mlp.fc1_g")
-    yield from linear_entries(f"{ours}/mlp_in", f"{theirs}.mlp.{'fc1_x' if image.get('gated_mlp') else 'fc1'}")
+    yield from linear_entries(f"{ours}/mlp_in", f"{theirs}.mlp.{'fc1_x' if image.get('gated') else 'fc1'}")
     yield from linear_entries(f"{ours}/mlp_out", f"{theirs}.mlp.fc2")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers.implementations import CharBPETokenizer
 
-from dalle_jax.captions import CharBpeCaptions
+from dalle_jax.captions import SubwordCaptions
 from dalle_jax.options import DALLEOptions
 from train_jax.errors import LoadError
 from train_jax.weights import gpt
@@ -69,6 +69,9 @@ def open_directory(path: Path) -> Stage2Checkpoint | None:
         }
         tensors = taming.open_state_dict(path / STAGE1)
         stage1 = taming.build_checkpoint({"target": "VQModel", "params": vq}, tensors, path / STAGE1)
+        if stage1_config["n_embed"] != stage2_config["vocab_size_img"]:
+            sizes = f"stage1.n_embed = {stage1_config['n_embed']}, stage2.vocab_size_img = {stage2_config['vocab_size_img']}"
+            raise LoadError(f"{path / CONFIG}: {sizes}; the codes of both stages must be the same")
         entries = _list_entries(hparams)
         captions = _open_tokenizer(path / "tokenizer", text_length, stage2_config["vocab_size_txt"])
 
@@ -132,7 +135,7 @@ def _convert_options(hparams: Mapping, text_length: int) -> DALLEOptions:
     return DALLEOptions.parse(options, "model")
 
 
-def _open_tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
+def _open_tokenizer(folder: Path, length: int, size: int) -> SubwordCaptions:
     vocab, merges = folder / _VOCAB, folder / _MERGES
     for file in (vocab, merges):
         if not file.is_file():
@@ -144,7 +147,7 @@ def _open_tokenizer(folder: Path, length: int, size: int) -> CharBpeCaptions:
     bpe.add_special_tokens([_PAD])
     if bpe.get_vocab_size() > size:
         raise LoadError(f"{folder}: a tokenizer of {bpe.get_vocab_size()} tokens, but the model has {size}")
-    return CharBpeCaptions(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
+    return SubwordCaptions(bpe._tokenizer, length, size, bpe.token_to_id(_PAD))
 
 
 def _list_entries(hparams: Mapping) -> list[Entry]:

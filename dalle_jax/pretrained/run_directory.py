@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from dalle_jax.captions import TOKENIZER, Captions
+from dalle_jax.captions import TOKENIZER, parse_captions
 from dalle_jax.options import DALLEOptions
-from train_jax.data.text import Tokenizer
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint, open_run
+from vqgan_jax.stage2.condition import Condition
 
 
 def open_directory(path: Path, step: int | None = None) -> Stage2Checkpoint | None:
@@ -14,9 +14,9 @@ def open_directory(path: Path, step: int | None = None) -> Stage2Checkpoint | No
     Uses averaged weights if the checkpoint has any.
     """
 
-    def condition(config: dict, options: DALLEOptions) -> Captions:
-        tokenizer = Tokenizer.load(path / TOKENIZER, options.text_length)
-        return Captions(tokenizer, droppable=config["condition_dropout"] > 0)
+    def condition(config: dict, options: DALLEOptions) -> Condition:
+        text = (path / TOKENIZER).read_text("utf-8")
+        return parse_captions(text, options.text_length, config["condition_dropout"] > 0)
 
     names = {"task": "dalle_jax.task", "what": "a DALL-E", "artifacts": (TOKENIZER,)}
     return open_run(path, step, **names, options=DALLEOptions, condition=condition)

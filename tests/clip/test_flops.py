@@ -34,7 +34,7 @@ def test_flops_of_both_towers(stem, pool):
 
 
 def test_flops_of_gated_mlps():
-    image = {"patch": 16, "width": 128, "depth": 2, "heads": 2, "gated_mlp": True}
+    image = {"patch": 16, "width": 128, "depth": 2, "heads": 2, "gated": True}
     options, expected = counted(image, "encode_image")
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.06)
 

@@ -367,7 +367,7 @@ def test_rotary_positions_turn_patches_but_not_the_class_token(random_params, mo
     for module, is_equal in ((plain, True), (turned, False)):
         difference = encode(module, params, "encode_image", images) - encode(module, params, "encode_image", exchanged)
         assert (np.abs(difference).max() < 1e-5) == is_equal
-    monkeypatch.setattr("clip_jax.vision.grid_angles", lambda *_: np.zeros((16, 4), np.float32))
+    monkeypatch.setattr("clip_jax.vision.grid_angles", lambda *_, **__: np.zeros((16, 4), np.float32))
     zero = encode(turned, params, "encode_image", images)  # an angle of 0, which is that of the class token
     np.testing.assert_allclose(zero, encode(plain, params, "encode_image", images), atol=1e-6)
 

@@ -24,7 +24,11 @@ def metadata(path) -> dict:
 def loaded_once(tiny, trained, monkeypatch):
     """Calls share the compiled programs of one loaded model."""
     load = dalle.load
-    monkeypatch.setattr(dalle, "load", lambda path, dtype: trained if Path(path) == tiny[1] else load(path, dtype=dtype))
+
+    def load_once(path, dtype, vqgan):
+        return trained if Path(path) == tiny[1] else load(path, dtype=dtype, vqgan=vqgan)
+
+    monkeypatch.setattr(dalle, "load", load_once)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from dalle_jax.captions import CharBpeCaptions
+from dalle_jax.captions import SubwordCaptions
 from dalle_jax.options import DALLEOptions
 from nn_jax.code_transformer import CodeTransformer, shapes
 from train_jax import config as config_lib
@@ -23,7 +23,7 @@ def options(name: str):
 
 def build(options, text_size: int, num_codes: int, grid: tuple[int, int]) -> CodeTransformer:
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    captions = CharBpeCaptions(bpe, length=options.text_length, vocabulary_size=text_size, pad=0)
+    captions = SubwordCaptions(bpe, length=options.text_length, vocabulary_size=text_size, pad=0)
     return model.build(DALLEOptions.parse(options, "model"), captions, num_codes, grid)
 
 

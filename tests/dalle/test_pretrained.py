@@ -1,6 +1,5 @@
 """minDALL-E's files, against what kakaobrain's own code computes with them (`tests/golden/make_dalle.py`)."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -138,10 +137,9 @@ def test_a_missing_file_is_named(tmp_path, name):
         dalle_jax.load(tmp_path / "mindalle")
 
 
-def test_dalle_mini_is_refused_with_a_remedy(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dallebart"}))
-    with pytest.raises(LoadError, match=r"encoder-decoder \(BART\).*Its VQGAN opens with vqgan_jax.load"):
-        dalle_jax.load(tmp_path)
+def test_a_second_vqgan_is_refused():
+    with pytest.raises(LoadError, match="contains the VQGAN of its codes: leave out the VQGAN 'other'"):
+        dalle_jax.load(GOLDEN, vqgan="other")
 
 
 @pytest.mark.parametrize(

@@ -96,3 +96,16 @@ def test_attention_that_recomputes_its_scores_is_attention(name, dtype, toleranc
     assert actual[0][0].dtype == dtype
     residuals = jax.vjp(functools.partial(attention.attend, mask=mask, causal=causal), *inputs)[1]
     assert not [x for x in jax.tree.leaves(residuals) if x.shape[-2:] == (6, 7) and x.dtype != bool]
+
+
+
+def test_shared_keys_and_values_are_repeated_ones():
+    """In attention and from a cache: heads 0 and 1 share those of group 0, heads 2 and 3 those of group 1."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 5, heads, 4)), jnp.float32) for heads in (4, 2, 2))
+    whole = attention.attend(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2), causal=True)
+    prefix = attention.KVCache.empty(2, 3, 2, 4, jnp.float32).write(k[:, :3], v[:, :3], 0)
+    cache = attention.KVCache.empty(2, 2, 2, 4, jnp.float32).write(k[:, 3:], v[:, 3:], 0)
+    visible = attention.Visible(None, None, jnp.ones(2, bool))
+    last = attention.attend_to_caches(q[:, 4], (prefix,), cache, visible)
+    np.testing.assert_allclose(last, whole[:, 4], atol=1e-6)

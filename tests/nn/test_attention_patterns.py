@@ -12,6 +12,7 @@ from nn_jax.attention_patterns import assign_patterns, attended_codes, attention
 from nn_jax.sparse_attention import attend_in_pattern
 
 RNG = np.random.default_rng(0)
+WINDOWS = [("window", 3), ("torus", 3)]
 
 CONDITION, ROWS, COLUMNS = 6, 4, 4  # the paper's own example, figure 11
 
@@ -27,8 +28,11 @@ def attends(pattern: str, query: int, key: int, window: int) -> bool:
         return a - b <= COLUMNS
     if pattern == "column":
         return a % COLUMNS == b % COLUMNS
-    # A square around the token, on a grid whose rows go on in the next ones.
     reach = window // 2
+    if pattern in ("window", "torus"):
+        distances = abs(a // COLUMNS - b // COLUMNS), abs(a % COLUMNS - b % COLUMNS)
+        return all(min(d, 4 - d) <= reach if pattern == "torus" else d <= reach for d in distances)
+    # A square around the token, on a grid whose rows go on in the next ones.
     return any(
         b == (a // COLUMNS - up) * COLUMNS + a % COLUMNS + aside
         for up in range(-reach, reach + 1)
@@ -36,7 +40,7 @@ def attends(pattern: str, query: int, key: int, window: int) -> bool:
     )
 
 
-@pytest.mark.parametrize("pattern, window", [("dense", 1), ("row", 1), ("column", 1), ("conv", 3), ("conv", 5)])
+@pytest.mark.parametrize("pattern, window", [("dense", 1), ("row", 1), ("column", 1), ("conv", 3), ("conv", 5), *WINDOWS])
 def test_masks_are_what_the_paper_draws(pattern, window):
     mask = attention_mask(pattern, CONDITION, (ROWS, COLUMNS), window)
     n = CONDITION + ROWS * COLUMNS
@@ -68,7 +72,7 @@ def test_blocks_take_patterns_in_turn_and_the_last_its_own():
 
 @pytest.mark.parametrize("pattern, grid, window", [
     ("row", (4, 3), 0), ("column", (4, 3), 0), ("column", (3, 5), 0), ("conv", (4, 5), 3), ("conv", (5, 4), 5),
-    ("dense", (2, 3), 0),
+    ("dense", (2, 3), 0), ("window", (4, 5), 3), ("torus", (4, 3), 3),
 ])  # fmt: skip
 @pytest.mark.parametrize("missing", [1, 7, 0, None], ids="missing {}".format)
 def test_attention_in_a_pattern_is_attention_with_its_mask(pattern, grid, window, missing):

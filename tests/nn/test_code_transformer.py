@@ -15,13 +15,22 @@ from nn_jax.layers import DTYPES
 TOKENS, CODES, GRID, DEPTH = 30, 20, (3, 4), 3
 LENGTH = GRID[0] * GRID[1]
 CLASS = {"condition_length": 1, "predicts_condition": False}  # the others are conditions of six tokens, as texts are
+TORUS = {"attention": ("row", "column", "torus"), "conv_window": 3}
+ENCODER = {"encoder_depth": 2, "predicts_condition": False}
 VARIANTS = [
     {},
     {"joint_vocabulary": True, "axial": False, "scan": False, "activation": "quick_gelu"},
     {"attention": ("row", "column", "row", "row"), "last_attention": "conv", "conv_window": 3},
     {"attention": ("column", "dense"), "scan": False, "remat": "full"},
     CLASS | {"axial": False},
+    {"branch_norms": "sandwich", "gated": True, "activation": "silu", "embedding_norm": True},
+    TORUS | {"shifted_patterns": True, "head_norm": True, "head_bias": True},
+    CLASS | {"rotary": True, "axial": False, "norm": "rms", "kv_heads": 2, "heads": 4, "gated": True, "activation": "silu"},
+    {"rotary": True, "axial": False, "attention": ("dense", "row")},
+    ENCODER | {"branch_norms": "normformer", "gated": True, "bias": False, "embedding_norm": True, "padding": 3},
+    ENCODER | {"scan": False, "attention": ("row", "dense"), "condition_length": 1},
 ]
+STREAMS = [changes for changes in VARIANTS if "encoder_depth" not in changes]
 BFLOAT16 = [changes | {"dtype": "bfloat16"} for changes in (VARIANTS[1], VARIANTS[2], VARIANTS[4])]
 
 
@@ -34,11 +43,17 @@ def build(
     activation="gelu",
     dtype="float32",
     condition_length=6,
+    branch_norms="none",
+    gated=False,
+    bias=True,
+    norm="layer",
+    kv_heads=0,
     **changes,
 ):
     """`(module, parameters, condition, codes)`: weights that are far from their small beginnings."""
     patterns, attention_index = assign_patterns(attention, last_attention, DEPTH)
     blocks = {"scan": scan, "remat": remat, "activation": activation}
+    blocks |= {"branch_norms": branch_norms, "gated": gated, "bias": bias, "norm": norm, "kv_heads": kv_heads}
     blocks["attention_index"] = attention_index if len(patterns) > 1 else ()
     options = {
         "dropout": 0.0,
@@ -46,10 +61,11 @@ def build(
         "joint_vocabulary": False,
         "axial": True,
         "conv_window": 11,
+        "heads": 2,
     }
     module = CodeTransformer(
         condition=TokenEmbedding(TOKENS, (1, condition_length), 16), num_codes=CODES, grid=GRID, width=16, depth=DEPTH,
-        heads=2, patterns=patterns, dtype=DTYPES[dtype], blocks=blocks, **(options | changes),
+        patterns=patterns, dtype=DTYPES[dtype], blocks=blocks, **(options | changes),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     condition, codes = rng.integers(0, TOKENS, (2, module.condition_length)), rng.integers(0, CODES, (2, LENGTH))
@@ -97,7 +113,7 @@ def test_decoding_with_a_cache_equals_the_whole_stream(changes):
             logits, caches = apply(unrolled, params, *step, method="decode_step")
 
 
-@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("changes", STREAMS)
 def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
     """Logits that change with one token, against the masks multiplied through the blocks."""
     module, params, condition, codes = build(**changes)
@@ -106,7 +122,9 @@ def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
     distinct, index = assign_patterns(patterns, changes.get("last_attention", ""), DEPTH)
     reach = np.eye(n + LENGTH, dtype=bool)
     for block in range(DEPTH):
-        mask = attention_mask(distinct[index[block]], n, GRID, changes.get("conv_window", 11))
+        offset = int(changes.get("shifted_patterns", False))
+        mask = attention_mask(distinct[index[block]], n - offset, GRID, changes.get("conv_window", 11))
+        mask = np.pad(mask, (0, offset))  # the stream is longer by what patterns take for codes
         reach = (mask.astype(int) @ reach.astype(int)) > 0
 
     def logits(condition, codes):
@@ -123,6 +141,22 @@ def test_a_token_depends_on_exactly_what_its_masks_let_through(changes):
         changed = np.concatenate([np.abs(a - b).max(axis=(0, 2)) > 1e-6 for a, b in pairs])
         # Output number i stands at position i of the stream.
         assert changed.tolist() == reach[: n + LENGTH - 1, position].tolist(), position
+
+
+def test_codes_read_all_of_an_encoded_condition_but_its_padding():
+    module, params, condition, codes = build(**VARIANTS[9])
+    condition = jnp.asarray([[5, 7, 9, 3, 3, 3], [4, 8, 6, 11, 12, 3]], jnp.int32)
+    before = apply(module, params, condition, codes)[1]
+    other_padding = params | {"condition": params["condition"] | {"tokens": params["condition"]["tokens"].copy()}}
+    other_padding["condition"]["tokens"][3] += 1
+    np.testing.assert_array_equal(apply(module, other_padding, condition, codes)[1], before)
+    for position in range(3):
+        changed = apply(module, params, condition.at[:, position].add(1), codes)[1]
+        assert (np.abs(changed - before).max(axis=2) > 1e-6).all()
+    for position in range(LENGTH):
+        changed = apply(module, params, condition, codes.at[:, position].set((codes[:, position] + 1) % CODES))[1]
+        is_changed = np.abs(changed - before).max(axis=(0, 2)) > 1e-6
+        assert is_changed.tolist() == [index > position for index in range(LENGTH)]
 
 
 @pytest.mark.parametrize("changes", BFLOAT16)

@@ -11,7 +11,7 @@ from nn_jax.rotary import grid_angles, rotate
 def test_pairs_turn_as_complex_numbers(columns_first):
     """Frequency i of 2 turns by 10000 ** -(i / 2) for each unit of a coordinate."""
     side, offset, reference = 3, 1.0, 6
-    angles = grid_angles(side, 8, columns_first, offset, reference)
+    angles = grid_angles((side, side), 8, columns_first=columns_first, offset=offset, stretch=reference / side)
     x = np.random.default_rng(0).standard_normal((2, 9, 1, 8)).astype(np.float32)
     y = np.asarray(rotate(jnp.asarray(x), jnp.asarray(angles[None])))
     for patch in range(9):
@@ -22,3 +22,21 @@ def test_pairs_turn_as_complex_numbers(columns_first):
             np.testing.assert_allclose(y[:, patch, 0, 2 * pair], turned.real, atol=1e-5)
             np.testing.assert_allclose(y[:, patch, 0, 2 * pair + 1], turned.imag, atol=1e-5)
     assert y.dtype == np.float32 and rotate(jnp.asarray(x, jnp.bfloat16), jnp.asarray(angles[None])).dtype == jnp.bfloat16
+
+
+def test_rotary_scores_depend_on_offsets_of_rows_and_columns_alone():
+    """A pair of features is a complex number, which a position multiplies by exp(i position base^(-k / half))."""
+    grid, dim = (3, 4), 8
+    angles = jnp.asarray(grid_angles(grid, dim))[None]
+    q, k = (np.random.default_rng(i).standard_normal((1, 12, 1, dim)).astype(np.float32) for i in (0, 1))
+    rotated = [np.asarray(rotate(jnp.asarray(x), angles))[0, :, 0] for x in (q, k)]
+    rows, columns = np.indices(grid).reshape(2, -1)
+    frequencies = 10_000.0 ** -(np.arange(2) / 2)
+    for x, y in zip((q, k), rotated, strict=True):
+        turns = np.concatenate([rows[:, None] * frequencies, columns[:, None] * frequencies], axis=1)
+        expected = x[0, :, 0].reshape(12, -1, 2) @ np.array([1, 1j]) * np.exp(1j * turns)
+        np.testing.assert_allclose(y.reshape(12, -1, 2) @ np.array([1, 1j]), expected, atol=1e-6)
+    same = [np.asarray(rotate(jnp.broadcast_to(x[:, :1], q.shape), angles))[0, :, 0] for x in (q, k)]
+    scores = same[0] @ same[1].T
+    np.testing.assert_allclose(scores[5, 0], scores[11, 6], atol=1e-5)  # a row and a column apart
+    np.testing.assert_allclose(scores[6, 4], scores[10, 8], atol=1e-5)  # two columns apart

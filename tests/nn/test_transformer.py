@@ -48,13 +48,14 @@ def twin_norm(x, p, eps):
 
 
 def twin_attention(x, p, causal, visible=None, eps=1e-5):
-    if "bias" in p:  # of queries and values alone
-        q_bias, v_bias = p["bias"]
+    if "qv_bias" in p:
+        q_bias, v_bias = p["qv_bias"]
         p = p | {"qkv": p["qkv"] | {"bias": np.stack([q_bias, np.zeros_like(q_bias), v_bias])}}
     heads = np.zeros((*x.shape[:2], HEADS, WIDTH // HEADS))
     for row in range(x.shape[0]):
         for head in range(HEADS):
-            q, k, v = (x[row] @ p["qkv"]["kernel"][:, part, head] + p["qkv"]["bias"][part, head] for part in range(3))
+            kernel, bias = p["qkv"]["kernel"], p["qkv"].get("bias", np.zeros((3, HEADS, 1)))
+            q, k, v = (x[row] @ kernel[:, part, head] + bias[part, head] for part in range(3))
             for place in range(x.shape[1]):
                 seen = np.arange(place + 1 if causal else x.shape[1])
                 seen = seen if visible is None else seen[visible[row, seen]]
@@ -63,17 +64,18 @@ def twin_attention(x, p, causal, visible=None, eps=1e-5):
                 heads[row, place, head] = weights @ v[seen]
     if "norm" in p:
         heads = twin_norm(heads.reshape(x.shape), p["norm"], eps).reshape(heads.shape)
-    return np.einsum("btnh,nhw->btw", heads, p["out"]["kernel"]) + p["out"]["bias"]
+    return np.einsum("btnh,nhw->btw", heads, p["out"]["kernel"]) + p["out"].get("bias", 0)
 
 
-def twin_mlp(x, p, activation, eps=1e-5):
-    hidden = x @ p["mlp_in"]["kernel"] + p["mlp_in"]["bias"]
+def twin_dense(x, p):
+    return x @ p["kernel"] + p.get("bias", 0)
+
+
+def twin_mlp(x, p, activation, inner=lambda y: y):
+    hidden = np.vectorize(activation)(twin_dense(x, p["mlp_gate" if "mlp_gate" in p else "mlp_in"]))
     if "mlp_gate" in p:
-        hidden = hidden * np.vectorize(activation)(x @ p["mlp_gate"]["kernel"] + p["mlp_gate"]["bias"])
-    else:
-        hidden = np.vectorize(activation)(hidden)
-    hidden = twin_norm(hidden, p["mlp_norm"], eps) if "mlp_norm" in p else hidden
-    return hidden @ p["mlp_out"]["kernel"] + p["mlp_out"]["bias"]
+        hidden = hidden * twin_dense(x, p["mlp_in"])
+    return twin_dense(inner(hidden), p["mlp_out"])
 
 
 def gelu(v):
@@ -85,7 +87,7 @@ def twin(x, params, *, causal=False, visible=None, eps=1e-5, activation=gelu):
     for number in range(DEPTH):
         p = params[f"block_{number}"]
         x = x + twin_attention(twin_norm(x, p["norm1"], eps), p["attention"], causal, visible, eps)
-        x = x + twin_mlp(twin_norm(x, p["norm2"], eps), p, activation, eps)
+        x = x + twin_mlp(twin_norm(x, p["norm2"], eps), p, activation)
     return x
 
 
@@ -96,14 +98,61 @@ def test_blocks_equal_their_twin(x, params, causal):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("option", [{"gated": True, "activation": "silu"}, {"sub_norm": True}, {"key_bias": False}])
-def test_blocks_with_gates_norms_or_keys_without_bias_equal_their_twin(x, option, scan):
-    module, draw = make(scan=scan, **option), np.random.default_rng(1)
-    shapes = nn.unbox(jax.eval_shape(make(**option).init, jax.random.key(0), x))["params"]
+def test_keys_without_bias_equal_their_twin(x, scan):
+    module, draw = make(scan=scan, key_bias=False), np.random.default_rng(1)
+    shapes = nn.unbox(jax.eval_shape(make(key_bias=False).init, jax.random.key(0), x))["params"]
     params = jax.tree.map(lambda p: 0.4 * draw.standard_normal(p.shape).astype(np.float32), shapes)
-    activation = {"activation": lambda v: v / (1 + math.exp(-v))} if "gated" in option else {}
     actual = apply(module, {"params": stacked(params) if scan else params}, x)
-    np.testing.assert_allclose(actual, twin(x, params, **activation), atol=1e-5)
+    np.testing.assert_allclose(actual, twin(x, params), atol=1e-5)
+
+
+@pytest.mark.parametrize("branch_norms", transformer.BRANCH_NORMS)
+def test_gates_and_norms_of_branches_equal_their_twin(x, branch_norms):
+    module = make(causal=True, branch_norms=branch_norms, gated=True, activation="silu")
+    shapes = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), x))["params"]
+    draw = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: 0.3 * draw.standard_normal(p.shape).astype(np.float32), shapes)
+    y = np.asarray(x, np.float64)
+    for number in range(DEPTH):
+        p = jax.tree.map(lambda a: np.asarray(a, np.float64), params[f"block_{number}"])
+
+        def norm(name, is_used, p=p):
+            return (lambda z: twin_norm(z, p[name], 1e-5)) if is_used else (lambda z: z)
+
+        attention_norm = norm("attention_norm", branch_norms in ("sandwich", "normformer"))
+        mlp_norm = norm("mlp_norm", branch_norms != "none")
+        y = y + attention_norm(twin_attention(twin_norm(y, p["norm1"], 1e-5), p["attention"], True))
+        is_inner = branch_norms in ("normformer", "inner")
+        inner, outer = (mlp_norm, norm("", False)) if is_inner else (norm("", False), mlp_norm)
+        y = y + outer(twin_mlp(twin_norm(y, p["norm2"], 1e-5), p, lambda v: v / (1 + math.exp(-v)), inner))
+    np.testing.assert_allclose(apply(module, {"params": params}, x), y, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan, remat", [(False, "none"), (True, "dots")])
+def test_cross_attention_equals_its_twin(x, scan, remat):
+    """Branches that do not cross-attend are silenced: only the second block's cross-attention adds to x."""
+    module = make(cross=True, bias=False)
+    draw = np.random.default_rng(2)
+    tokens, mask = draw.standard_normal((2, 4, WIDTH)), np.array([[True, True, False, True], [True] * 4])
+    context = attention.Context(jnp.asarray(tokens, jnp.float32), jnp.asarray(mask))
+    program = jax.eval_shape(lambda key: module.init(key, x, context=context), jax.random.key(0))
+    params = jax.tree.map(lambda p: 0.5 * draw.standard_normal(p.shape).astype(np.float32), nn.unbox(program)["params"])
+    for number in range(DEPTH):
+        for name in ("attention", "cross_attention")[: 1 + (number != 1)]:
+            params[f"block_{number}"][name]["out"]["kernel"] *= 0
+        params[f"block_{number}"]["mlp_out"]["kernel"] *= 0
+    p, y = params["block_1"]["cross_attention"], np.asarray(x, np.float64)
+    normed = twin_norm(y, params["block_1"]["cross_norm"], 1e-5)
+    for row in range(2):
+        for head in range(HEADS):
+            q, k, v = (z @ p[n]["kernel"][:, head] for n, z in (("q", normed[row]), ("k", tokens[row]), ("v", tokens[row])))
+            scores = np.where(mask[row], q @ k.T / math.sqrt(WIDTH // HEADS), -np.inf)
+            weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+            y[row] += weights @ v @ p["out"]["kernel"][head]
+    module = make(cross=True, bias=False, scan=scan, remat=remat)
+    variables = {"params": stacked(params) if scan else params}
+    actual = jax.jit(lambda v: module.apply(v, x, context=context))(variables)
+    np.testing.assert_allclose(actual, y, atol=1e-5)
 
 
 def test_tokens_are_rows_for_a_cpu_alone(x, params, monkeypatch):

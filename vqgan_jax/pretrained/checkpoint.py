@@ -10,8 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.serialization import msgpack_restore
-from flax.traverse_util import flatten_dict
 
 from train_jax.compute import Compute
 from train_jax.errors import LoadError
@@ -29,14 +27,6 @@ def read_config(file: Path) -> dict:
         if not isinstance(config, dict):
             raise LoadError(f"{file} holds a {type(config).__name__}; a configuration is a mapping")
         return config
-
-
-def read_msgpack(file: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a file of Flax's msgpack by dotted name. Raises LoadError for a damaged file."""
-    try:
-        return {".".join(name): np.asarray(x) for name, x in flatten_dict(msgpack_restore(file.read_bytes())).items()}
-    except Exception as error:  # msgpack's exceptions have no common base class
-        raise LoadError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager

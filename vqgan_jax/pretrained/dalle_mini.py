@@ -8,8 +8,9 @@ from pathlib import Path
 
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, unflatten
+from train_jax.weights.msgpack import read_arrays
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config, read_msgpack
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
 WEIGHTS = "flax_model.msgpack"
 _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False}
@@ -23,7 +24,7 @@ def open_directory(path: Path) -> Checkpoint | None:
         model = convert_config(read_config(path / "config.json"), path)
 
     def read() -> tuple[dict, str]:
-        tensors = read_msgpack(path / WEIGHTS)
+        tensors = read_arrays(path / WEIGHTS)
         return {"params": unflatten(from_peer(tensors, build_entries(model), str(path)), False)}, str(path)
 
     return Checkpoint(name=str(path), format="dalle-mini", model=model, read=read)
@@ -34,7 +35,7 @@ def convert_config(config: Mapping, path: Path) -> dict:
     if "ch_mult" not in config:
         raise LoadError(
             f"{path}: config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
-            f"{config.get('model_type', '?')!r}). dalle-mini's encoder-decoder for text is another architecture"
+            f"{config.get('model_type', '?')!r}). dalle_jax.load opens dalle-mini's transformer"
         )
     for key, value in _FIXED.items():
         if config.get(key, value) != value:

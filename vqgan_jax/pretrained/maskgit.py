@@ -9,8 +9,9 @@ from pathlib import Path
 
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, unflatten
+from train_jax.weights.msgpack import read_arrays
 from vqgan_jax.pretrained import taming
-from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_msgpack
+from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors
 
 _START = b"\x81\xa6params"  # a map whose only key is params
 _LAYERS = {"norm1": "GroupNorm_0", "norm2": "GroupNorm_1", "conv1": "Conv_0", "conv2": "Conv_1", "nin_shortcut": "Conv_2"}
@@ -22,7 +23,7 @@ def open_file(path: Path) -> Checkpoint | None:
     with path.open("rb") as file:
         if file.read(len(_START)) != _START:
             return None
-    arrays = {name.removeprefix("params."): x for name, x in read_msgpack(path).items()}
+    arrays = {name.removeprefix("params."): x for name, x in read_arrays(path).items()}
     with convert_errors(path):
         model = infer_options(arrays, path)
 

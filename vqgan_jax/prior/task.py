@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -9,6 +10,7 @@ from train_jax.task import Task
 from vqgan_jax.prior import prior
 from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2 import evaluators, task
+from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
 from vqgan_jax.stage2.condition import ClassCondition
 from vqgan_jax.vqgan import Vqgan
 
@@ -22,16 +24,34 @@ class PriorTaskOptions(task.Stage2TaskOptions):
 
 OPTIONS, EVALUATORS, PROGRAMS = PriorTaskOptions, evaluators.EVALUATORS, task.PROGRAMS
 open_weights = prior.open_checkpoint
-write_placeholders, make_evaluation = task.write_placeholders, task.make_evaluation
+make_evaluation = task.make_evaluation
+
+
+def complete(config: ConfigDict, stated: ConfigDict) -> None:
+    """Completes a config from the second stage `config.pretrained`. Raises ConfigError for options that contradict it."""
+    if config.pretrained:
+        checkpoint = _open_pretrained(config)
+        options = {**checkpoint.options.to_dict(), "classes": checkpoint.condition.classes}
+        task.adopt_checkpoint(config, stated, checkpoint, options, "dalle/finetune")
+
+
+def _open_pretrained(config: ConfigDict) -> Stage2Checkpoint:
+    return prior.open_checkpoint(config.pretrained, vqgan=config.vqgan.path or None)
 
 
 def make(config: ConfigDict, workdir: Path | None) -> Task:
     """Builds the task from a resolved config. Raises ConfigError for invalid options, LoadError for an invalid VQGAN."""
     vq, options, condition = open_parts(config, workdir)
-    return task.make(config, workdir, vq, options, condition)
+    return task.make(config, workdir, vq, options, condition, open_pretrained=_open_pretrained)
+
+
+def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces a VQGAN that is named by its config; see `train_jax.task`."""
+    return task.write_placeholders(config, folder, _open_pretrained(config) if config.pretrained else None)
 
 
 def open_parts(config: ConfigDict, workdir: Path | None) -> tuple[Vqgan, PriorOptions, ClassCondition]:
     """Opens the first stage, the options of the transformer, and the condition of a resolved config."""
-    options, vq = PriorOptions.parse(config.model, "model"), task.open_vqgan(config, workdir)
+    options = PriorOptions.parse(config.model, "model")
+    vq = task.open_vqgan(config, workdir, task.open_start(config, workdir, _open_pretrained))
     return vq, options, options.condition(config.condition_dropout)

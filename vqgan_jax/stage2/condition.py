@@ -22,7 +22,8 @@ class Condition(Protocol):
       none: value of an empty condition: None, or the empty string.
       length: number of tokens per condition.
       vocabulary_size: number of distinct tokens.
-      predicted: whether the model also predicts the tokens of the condition, like DALL-E.
+      predicted: whether a model of one stream also predicts the tokens of the condition, like DALL-E.
+      padding: token that an encoder of the condition does not read, or None.
       droppable: whether the model is also trained without condition, as classifier-free guidance requires.
       fingerprint: string that identifies the meaning of tokens.
     """
@@ -32,6 +33,7 @@ class Condition(Protocol):
     length: int
     vocabulary_size: int
     predicted: bool
+    padding: int | None
     droppable: bool
     fingerprint: str
 
@@ -73,6 +75,7 @@ class ClassCondition:
     none = None
     length = 1
     predicted = False
+    padding = None
 
     @property
     def vocabulary_size(self) -> int:

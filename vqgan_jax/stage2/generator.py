@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float32, Int, Int32, UInt8
@@ -102,12 +101,7 @@ class CodeGenerator:
             raise LoadError(f"{name} describes no model that can be built: {error}") from error
         # On the host: a program would unroll stacked weights on the device, where they would need memory twice.
         module, params = code_transformer.unroll_for_decoding(module, params)
-        expected = flatten_dict(code_transformer.shapes(module), sep="/")
-        shapes = {key: np.shape(x) for key, x in flatten_dict(dict(params), sep="/").items()}
-        if expected != shapes:
-            wrong = sorted(k for k in expected.keys() | shapes.keys() if expected.get(k) != shapes.get(k))
-            lines = [f"{k}: {shapes.get(k, 'missing')}, expected {expected.get(k, 'nothing')}" for k in wrong[:8]]
-            raise LoadError(f"{name}: weights and configuration belong to different models:\n  " + "\n  ".join(lines))
+        model_lib.check_shapes(module, params, name)
         digest = hashlib.sha256(f"{vqgan.fingerprint} {condition.fingerprint} {size}".encode())
         digest.update(json.dumps(options.identity(), sort_keys=True).encode())
         for key, leaf in sorted(flatten(params).items()):

@@ -6,6 +6,7 @@ VQGAN, `vqgan.safetensors`, and does not depend on the original.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from nn_jax.code_transformer import CodeTransformer
 from train_jax import paths, sharding
 from train_jax.compute import TransformerCompute
+from train_jax.config import adopt
 from train_jax.data import images
 from train_jax.data.options import AugmentOptions
 from train_jax.errors import ConfigError
@@ -25,8 +27,11 @@ from train_jax.options import Options, option
 from train_jax.placeholders import make_record
 from train_jax.profiling import BACKWARD, dense_flops, transformer_flops
 from train_jax.task import Task
+from train_jax.weights.layout import flatten, unflatten
 from vqgan_jax import codes as codes_lib
 from vqgan_jax import vqgan as vqgan_lib
+from vqgan_jax.model import VQGANOptions
+from vqgan_jax.pretrained.checkpoint import convert_errors
 from vqgan_jax.stage2 import evaluators, model
 from vqgan_jax.stage2.checkpoint import VQGAN, Stage2Checkpoint
 from vqgan_jax.stage2.condition import Condition
@@ -34,6 +39,8 @@ from vqgan_jax.stage2.example import StreamExample
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT, negative_log_likelihoods
 from vqgan_jax.stage2.model import CodeTransformerOptions
 from vqgan_jax.stage2.placeholders import write_first_stage
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +64,7 @@ class CodesOptions(Options):
 class Stage2TaskOptions(Options):
     """Options of a second stage's task, except options of the condition."""
 
+    pretrained: str = option("", "second stage to train on from, which also sets the model, its condition and its VQGAN")
     vqgan: VQGANPathOptions = VQGANPathOptions()
     codes: CodesOptions = CodesOptions()
     augment: AugmentOptions = AugmentOptions()  # for codes.cached = False
@@ -80,15 +88,51 @@ class Stage2TaskOptions(Options):
 PROGRAMS = {"sample": "vqgan_jax.stage2.plan"}
 
 
-def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:
-    """Replaces a VQGAN that is named by its config by a placeholder in `folder`; see `train_jax.task`."""
-    first_stage = write_first_stage(config, folder)
-    side = (config.vqgan.size or first_stage.size) // first_stage.factor
+def write_placeholders(
+    config: ConfigDict, folder: Path, start: Stage2Checkpoint | None = None
+) -> tuple[ConfigDict, dict[str, Any]]:
+    """Replaces a VQGAN that is named by its config by a placeholder in `folder`; see `train_jax.task`.
+
+    A run from `start`, the checkpoint `config.pretrained`, has its VQGAN.
+    """
+    first_stage = write_first_stage(config, folder) if start is None else start.first_stage.module()
+    side = (config.vqgan.size or first_stage.size) // first_stage.factor  # `pretrained` sets the size
     return config, make_record(codes=np.zeros((1, side, side), np.int32))
 
 
-def open_vqgan(config: ConfigDict, workdir: Path | None) -> vqgan_lib.Vqgan:
-    """Opens the first stage: the copy in the run directory, or for a new run the model at `config.vqgan.path`."""
+def adopt_checkpoint(
+    config: ConfigDict, stated: ConfigDict, checkpoint: Stage2Checkpoint, options: Mapping[str, Any], example: str
+) -> None:
+    """Completes a config from the second stage `config.pretrained`. Raises ConfigError for contradictions.
+
+    Args:
+      stated: options that the user's config sets.
+      options: options of `config.model` of the checkpoint.
+      example: see `train_jax.config.adopt`.
+    """
+    adopt(config.model, stated.get("model", {}), options, "model", example=example)
+    with convert_errors(checkpoint.name):
+        size = checkpoint.size or VQGANOptions.parse(checkpoint.first_stage.model, "model").resolution
+    if config.vqgan.size not in (0, size):
+        raise ConfigError(
+            f"config.vqgan.size = {config.vqgan.size}, but config.pretrained was trained on the codes of {size} x {size} "
+            "pixels: leave it out"
+        )
+    config.vqgan.size = size
+
+
+def open_start(
+    config: ConfigDict, workdir: Path | None, open_pretrained: Callable[[ConfigDict], Stage2Checkpoint]
+) -> Stage2Checkpoint | None:
+    """Opens `config.pretrained` for a new run; returns None without it, and for a run that has its files already."""
+    is_started = workdir is not None and (workdir / VQGAN).is_file()
+    return open_pretrained(config) if config.pretrained and not is_started else None
+
+
+def open_vqgan(config: ConfigDict, workdir: Path | None, start: Stage2Checkpoint | None = None) -> vqgan_lib.Vqgan:
+    """Opens the first stage: the copy in the run directory; for a new run that of `start`, or at `config.vqgan.path`."""
+    if start is not None:
+        return vqgan_lib.assemble_checkpoint(start.first_stage, None)
     return codes_lib.open_tokenizer(config.vqgan.path, workdir / VQGAN if workdir else None)
 
 
@@ -99,6 +143,7 @@ def make(
     options: CodeTransformerOptions,
     condition: Condition,
     *,
+    open_pretrained: Callable[[ConfigDict], Stage2Checkpoint] | None = None,
     artifacts: Mapping[str, str] | None = None,
     more_evaluators: Callable | None = None,
 ) -> Task:
@@ -107,6 +152,7 @@ def make(
     Args:
       vq: first stage; see `open_vqgan`.
       options: parsed options of `config.model`.
+      open_pretrained: function that opens `config.pretrained`, if it is set.
       artifacts: files to store with the weights, which the condition needs.
       more_evaluators: `(evaluators.EvaluatedModel) -> factories` of additional evaluators.
     """
@@ -124,7 +170,7 @@ def make(
     def init(rng, batch):
         tokens, codes = jnp.asarray(condition.null)[None], jnp.zeros((1, module.length), jnp.int32)
         extra = {}
-        if not config.codes.cached:  # so that weights are not compiled as constants; `load_frozen_vqgan` sets the values
+        if not config.codes.cached:  # so that weights are not compiled as constants; `load_pretrained` sets the values
             extra = {"vqgan": jax.tree.map(lambda w: jnp.zeros(w.shape, w.dtype), vq.variables)}
         return {"generator": module.init(rng, tokens, codes)["params"]}, extra
 
@@ -136,9 +182,18 @@ def make(
         flags = {name: jnp.mean(x.astype(jnp.float32)) for name, x in batch.items() if x.dtype == bool}
         return value, (metrics | flags, {})
 
-    def load_frozen_vqgan():
-        return {}, {"vqgan": jax.tree.map(np.asarray, vq.variables)}
+    def load_pretrained():
+        params, extra = {}, {}
+        if config.pretrained:
+            weights, name = open_pretrained(config).read()
+            params["generator"] = unflatten(flatten(weights), compute.scan)
+            model.check_shapes(module, params["generator"], name)
+            log.info("starting from %s", name)
+        if not config.codes.cached:
+            extra["vqgan"] = jax.tree.map(np.asarray, vq.variables)
+        return params, extra
 
+    starts_from_weights = bool(config.pretrained) or not config.codes.cached
     uniform = float(np.log2(module.code_offset + module.num_codes))
 
     def warnings(metrics: dict[str, float], step: int) -> list[str]:
@@ -156,7 +211,7 @@ def make(
         evaluators=evaluators.make_factories(stage) | (more_evaluators(stage) if more_evaluators else {}),
         artifacts={**(artifacts or {}), VQGAN: vqgan_lib.to_bytes(vq)},
         records=records if config.codes.cached else None,
-        pretrained=None if config.codes.cached else load_frozen_vqgan,
+        pretrained=load_pretrained if starts_from_weights else None,
         warnings=warnings,
         mean_over_examples=True,
         flops=float(BACKWARD * _forward_flops(module, options)),
@@ -221,8 +276,12 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
 
 
 def _forward_flops(module: CodeTransformer, options: CodeTransformerOptions) -> int:
-    stream = module.condition_length + module.length - 1
-    flops = transformer_flops(stream, options.width, options.depth, options.mlp_ratio)
+    size = {"width": options.width, "mlp_ratio": options.mlp_ratio, "gated": options.gated}
+    size["kv_share"] = (options.kv_heads or options.heads) / options.heads
+    context = module.condition_length if options.encoder_depth else 0
+    stream = module.prefix_length + module.length - 1
+    flops = transformer_flops(stream, depth=options.depth, context=context, **size)
+    flops += transformer_flops(context, depth=options.encoder_depth, **size)
     if module.predicts_condition:
         flops += dense_flops(module.condition_length - 1, options.width, module.condition_size)
     return flops + dense_flops(module.length, options.width, module.code_offset + module.num_codes)

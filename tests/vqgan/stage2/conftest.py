@@ -60,6 +60,11 @@ def by_text(assemble) -> CodeGenerator:
     return assemble("text")
 
 
+@pytest.fixture(scope="session")
+def by_encoded_text(assemble) -> CodeGenerator:
+    return assemble("text", encoder_depth=1, branch_norms="normformer", gated=True, bias=False, embedding_norm=True)
+
+
 @pytest.fixture(scope="session", params=KINDS)
 def generator(request, by_class, by_text) -> CodeGenerator:
     """Each of the two generators in turn."""

@@ -47,7 +47,9 @@ def greedy(generator, conditions, guidance=1.0):
     return codes.reshape(len(conditions), *generator.grid)
 
 
-@pytest.mark.parametrize("name, guidance", [("by_text", 1.0), ("by_text", 3.0), ("by_class", 3.0)])
+@pytest.mark.parametrize(
+    "name, guidance", [("by_text", 1.0), ("by_text", 3.0), ("by_class", 3.0), ("by_encoded_text", 3.0)]
+)
 def test_cached_sampling_is_that_of_complete_sequences(request, name, guidance):
     generator = request.getfixturevalue(name)
     # At temperature 0 one wrong logit, or guidance that is lost after the first code, would change all that follows.

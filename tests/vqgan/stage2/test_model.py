@@ -1,5 +1,7 @@
 """Options of the transformer, and the module that they describe."""
 
+import dataclasses
+
 import pytest
 
 from train_jax.errors import ConfigError
@@ -24,6 +26,17 @@ def test_a_module_has_its_options_and_those_of_its_condition(conditions):
     assert module.conv_window == 3
 
 
+def test_an_encoded_condition_is_no_part_of_the_stream(conditions):
+    condition = dataclasses.replace(conditions["text"])
+    object.__setattr__(condition, "padding", 5)
+    module = build(condition, encoder_depth=2, gated=True, bias=False, branch_norms="normformer", embedding_norm=True)
+    assert (module.condition_length, module.prefix_length, module.encoder_depth, module.padding) == (12, 1, 2, 5)
+    assert module.embedding_norm and not module.predicts_condition
+    assert {key: module.blocks[key] for key in ("gated", "bias", "branch_norms")} == {
+        "gated": True, "bias": False, "branch_norms": "normformer",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -36,6 +49,8 @@ def test_a_module_has_its_options_and_those_of_its_condition(conditions):
         ({"activation": "tanh"}, "activation"),
         ({"heads": 0}, "heads"),
         ({"depth": 0}, "depth"),
+        ({"branch_norms": "post"}, "branch_norms = 'post'; it must be one of none, sandwich, normformer"),
+        ({"encoder_depth": 1, "vocabulary": "joint"}, "vocabulary = 'joint'; it must be separate with an encoder"),
     ],
 )
 def test_wrong_options_are_refused(conditions, changes, message):
