@@ -209,13 +209,13 @@ class KVCache(NamedTuple):
         )
         return self._ungroup(sums, weights.shape[1])
 
-    def _group(self, x: Float[Array, "b n m"]) -> Float[Array, "c g n m"]:
+    def _group(self, x: Float[Array, "b n m"]) -> Float[Array, "c g k m"]:
         """Groups the rows, and the heads that share keys and values, by the rows and heads of the cache."""
         rows, own = self.keys.shape[:2]
         _, heads, size = x.shape
         return x.reshape(rows, -1, own, heads // own, size).swapaxes(2, 3).reshape(rows, -1, own, size)
 
-    def _ungroup(self, x: Float[Array, "c g n m"], heads: int) -> Float[Array, "b n m"]:
+    def _ungroup(self, x: Float[Array, "c g k m"], heads: int) -> Float[Array, "b n m"]:
         """Undoes `_group`, for `heads` heads of queries."""
         rows, _, own, size = x.shape
         return x.reshape(rows, -1, heads // own, own, size).swapaxes(2, 3).reshape(-1, heads, size)
