@@ -75,6 +75,7 @@ setup(
         ],
         "dev": [
             "beartype>=0.21",
+            "emoji>=2",
             "faiss-cpu>=1.9",
             "filelock>=3.16",  # lets parallel test workers share JAX's compilation cache
             "flatbuffers>=24",
@@ -84,6 +85,7 @@ setup(
             "resvg-py>=0.5,<0.6",
             "ruff>=0.9",
             "submitit>=1.5",
+            "text-unidecode>=1.3",
             # For `pip install --no-build-isolation -e .`: environments of Python 3.12 come without it.
             "setuptools>=77",
         ],
