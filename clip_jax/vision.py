@@ -13,7 +13,7 @@ from clip_jax.options import CLIPOptions
 from nn_jax.attention import Context, CrossAttention, attend
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
-from nn_jax.rotary import grid_angles
+from nn_jax.rotary import grid_angles, turns
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute
 
@@ -110,7 +110,7 @@ class VisionTower(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         if image.pre_norm:
             x = layer_norm(self.options.eps, dtype, "norm_pre")(x)
-        rotation = None if image.rope == "none" else self._angles(patches)
+        rotation = None if image.rope == "none" else turns(self._angles(patches))
         attentions, attention_index = (), ()
         if each_patch:
             # A token that attends only to itself gets its own value.

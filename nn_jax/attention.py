@@ -333,11 +333,11 @@ class SelfAttention(nn.Module):
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
         mask: Bool[Array, "..."] | None = None,
-        rotation: Float[Array, "#b t pairs"] | None = None,
+        rotation: Float[Array, "#b t pairs 2"] | None = None,
     ):
         """Computes attention by `attentions[index]`, a function `(q, k, v) -> y`, or by `attend` with `mask` if none.
 
-        Queries and keys are turned by the angles `rotation`, if there are any; see `nn_jax.rotary`.
+        Queries and keys are turned by `rotation`, if there is one; see `nn_jax.rotary`.
         """
         return self._merge(self._attend(*self._project(x, batch, rotation), attentions, index, mask), x)
 
@@ -348,7 +348,7 @@ class SelfAttention(nn.Module):
         cache: KVCache,
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
-        rotation: Float[Array, "#b t pairs"] | None = None,
+        rotation: Float[Array, "#b t pairs 2"] | None = None,
     ):
         """Computes attention for the first tokens of a sequence, and their KV cache."""
         q, k, v = self._project(x, batch, rotation)
@@ -362,7 +362,7 @@ class SelfAttention(nn.Module):
         cache: KVCache,
         position: Int[Array, ""],
         visible: Visible,
-        rotation: Float[Array, "#b 1 pairs"] | None = None,
+        rotation: Float[Array, "#b 1 pairs 2"] | None = None,
     ):
         """Computes attention for the token at `position` after the prefix, and the updated cache of its sequence."""
         q, k, v = self._project(x, batch, rotation)

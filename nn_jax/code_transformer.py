@@ -18,14 +18,13 @@ import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from nn_jax.attention import Context, KVCache, Visible
 from nn_jax.attention_patterns import attended_codes, attention_mask
 from nn_jax.layers import NORMS, Dense, embedding_lookup, with_axis_names
-from nn_jax.rotary import grid_angles
+from nn_jax.rotary import grid_angles, turns
 from nn_jax.sparse_attention import attend_in_pattern
 from nn_jax.transformer import Transformer, unstack_blocks
 
@@ -284,12 +283,13 @@ class CodeTransformer(nn.Module):
         options = {"condition_length": length, "grid": self.grid, "window": self.conv_window}
         return tuple(functools.partial(attend_in_pattern, pattern=pattern, **options) for pattern in self.patterns)
 
-    def _rotation(self, start: int | Int[Array, ""], length: int) -> Float[Array, "1 length pairs"] | None:
-        """Returns the angles of rotary positions of a part of the sequence; None if positions are embedded."""
+    def _rotation(self, start: int | Int[Array, ""], length: int) -> Float[Array, "1 length pairs 2"] | None:
+        """Returns the rotary positions of a part of the sequence, zero for the prefix; None if positions are embedded."""
         if not self.rotary:
             return None
-        angles = np.pad(grid_angles(self.grid, self.width // self.heads), ((self.prefix_length, 0), (0, 0)))
-        return jax.lax.dynamic_slice_in_dim(jnp.asarray(angles), start, length)[None]
+        codes = turns(jnp.asarray(grid_angles(self.grid, self.width // self.heads)))
+        table = jnp.pad(codes, ((self.prefix_length, 0), (0, 0), (0, 0)))
+        return jax.lax.dynamic_slice_in_dim(table, start, length)[None]
 
     def _code_logits(self, x):
         """Computes logits over codes only."""

@@ -28,9 +28,17 @@ def grid_angles(
     return np.concatenate((columns, rows) if columns_first else (rows, columns), axis=1).astype(np.float32)
 
 
-def rotate(x: Float[Array, "b t n h"], angles: Float32[Array, "#b t pairs"]) -> Float[Array, "b t n h"]:
-    """Turns the pairs of channels of queries or keys by the angles of their tokens, in float32."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+def turns(angles: Float[Array, "*places pairs"]) -> Float32[Array, "*places pairs 2"]:
+    """Returns the cosines and sines of angles, by which `rotate` turns."""
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rotate(x: Float[Array, "b t n h"], rotation: Float32[Array, "#b t pairs 2"]) -> Float[Array, "b t n h"]:
+    """Turns the pairs of channels of queries or keys by the cosines and sines of their tokens' angles, in float32.
+
+    Where both are zero, the result is zero, too: a token without a position, whose scores are all 0.
+    """
+    cos, sin = rotation[:, :, None, :, 0], rotation[:, :, None, :, 1]
     even, odd = x[..., ::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)

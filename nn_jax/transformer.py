@@ -110,7 +110,7 @@ class Block(nn.Module):
         deterministic: bool = True,
         mask: Bool[Array, "..."] | None = None,
         context: Context | None = None,
-        rotation: Float[Array, "#batch length pairs"] | None = None,
+        rotation: Float[Array, "#batch length pairs 2"] | None = None,
     ):
         def attention(y):
             return self.attention(y, x.shape[0], attentions, index, mask, rotation), None
@@ -127,7 +127,7 @@ class Block(nn.Module):
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
         context: Context | None = None,
-        rotation: Float[Array, "#batch length pairs"] | None = None,
+        rotation: Float[Array, "#batch length pairs 2"] | None = None,
     ):
         def attention(y):
             return self.attention.prefill(y, len(x), cache, attentions, index, rotation)
@@ -147,7 +147,7 @@ class Block(nn.Module):
         cache: KVCache,
         position: Int[Array, ""],
         visible: Visible,
-        rotation: Float[Array, "#batch 1 pairs"] | None = None,
+        rotation: Float[Array, "#batch 1 pairs 2"] | None = None,
     ):
         def attention(y):
             return self.attention.decode_step(y, len(x), prefixes, cache, position, visible, rotation)
@@ -273,7 +273,7 @@ class Transformer(nn.Module):
         deterministic: bool = True,
         mask: Bool[Array, "..."] | None = None,
         context: Context | None = None,
-        rotation: Float[Array, "#batch length pairs"] | None = None,
+        rotation: Float[Array, "#batch length pairs 2"] | None = None,
     ) -> Float[Array, "batch length width"]:
         """Applies all blocks.
 
@@ -282,7 +282,7 @@ class Transformer(nn.Module):
             assigns one to each block; (): attention to all tokens, or to itself and earlier ones if causal.
           mask: further restriction of the attention that () stands for; broadcasts to [batch, heads, length, length].
           context: what blocks cross-attend to, if `cross`.
-          rotation: angles of the rotary positions of queries and keys; see `nn_jax.rotary`.
+          rotation: rotary positions of queries and keys; see `nn_jax.rotary`.
 
         Raises ValueError for a mask beside `attentions`, which have their own.
         """
@@ -318,7 +318,7 @@ class Transformer(nn.Module):
         caches: tuple[KVCache, ...],
         attentions: tuple[Callable, ...] = (),
         context: Context | None = None,
-        rotation: Float[Array, "#batch prefix pairs"] | None = None,
+        rotation: Float[Array, "#batch prefix pairs 2"] | None = None,
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
         """Applies all blocks to the first tokens of a sequence. Returns the output and their KV caches.
 
@@ -338,7 +338,7 @@ class Transformer(nn.Module):
         caches: tuple[KVCache, ...],
         position: Int[Array, ""],
         visible: tuple[Visible, ...],
-        rotation: Float[Array, "#batch 1 pairs"] | None = None,
+        rotation: Float[Array, "#batch 1 pairs 2"] | None = None,
     ) -> tuple[Float[Array, "batch 1 width"], tuple[KVCache, ...]]:
         """Applies all blocks to one token. Returns the output and the updated KV caches.
 
@@ -349,7 +349,7 @@ class Transformer(nn.Module):
           caches: for each block, the cache of the tokens after the prefix.
           position: index of the token after the prefix.
           visible: what the token attends to, for each attention of `attention_index`, or one for all blocks.
-          rotation: angles of the rotary position of the token.
+          rotation: rotary position of the token.
         """
         filled = []
         for number, (prefix, cache, index) in enumerate(zip(prefixes, caches, self._indices(), strict=True)):
