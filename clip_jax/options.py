@@ -11,17 +11,6 @@ from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
 STRIDE = 32  # pixels per position of a ResNet's last feature map
-# Options that fingerprints know only if they are set, so that older models keep theirs.
-_ADDED_IMAGE = (
-    "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated", "branch_norms", "key_bias", "class_token",
-    "norm_after_pool", "proj_bias", "drop_margin",
-)  # fmt: skip
-_ADDED_TEXT = ("proj", "activation", "eps")
-
-
-def _drop_unset(identity: dict[str, Any], options: Options, names: tuple[str, ...]) -> dict[str, Any]:
-    unset = {field.name for field in dataclasses.fields(options) if getattr(options, field.name) == field.default}
-    return {name: value for name, value in identity.items() if name not in names or name not in unset}
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -32,6 +21,11 @@ def _check_heads(width: int, heads: int, path: str) -> None:
 @dataclasses.dataclass(frozen=True)
 class ImageOptions(Options):
     """Options of the image tower: `config.model.image`."""
+
+    added = (
+        "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated", "branch_norms", "key_bias",
+        "class_token", "norm_after_pool", "proj_bias", "drop_margin",
+    )  # fmt: skip
 
     tower: str = option("vit", "a ViT, or OpenAI's ResNet with attention pooling", choices=("vit", "resnet"))
     size: int = option(224, "side of the images, in pixels", least=1)
@@ -80,7 +74,7 @@ class ImageOptions(Options):
         resnet = ("tower", "size", "width", "heads", "layers")
         return {
             name: value
-            for name, value in _drop_unset(super().identity(), self, _ADDED_IMAGE).items()
+            for name, value in super().identity().items()
             if (name in resnet if self.tower == "resnet" else name != "layers")
         }
 
@@ -135,6 +129,8 @@ class ImageOptions(Options):
 class TextOptions(Options):
     """Options of the text tower: `config.model.text`."""
 
+    added = ("proj", "activation", "eps")
+
     context_length: int = option(77, "number of tokens per text, including special tokens and padding", least=3)
     vocab_size: int = option(0, "number of rows of the token embedding; 0: vocabulary size of the tokenizer", least=0)
     width: int = option(512, "width of the residual stream", least=1)
@@ -152,9 +148,6 @@ class TextOptions(Options):
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     activation: str = option("", "activation function of the MLPs; empty: that of the model", choices=("", *ACTIVATIONS))
     eps: float = option(0.0, "epsilon of the layer norms; 0: that of the model", least=0)
-
-    def identity(self) -> dict[str, Any]:
-        return _drop_unset(super().identity(), self, _ADDED_TEXT)
 
     def check(self, path: str) -> None:
         _check_heads(self.width, self.heads, path)

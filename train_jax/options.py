@@ -14,7 +14,7 @@ import difflib
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -50,7 +50,14 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Base class of groups of options. Fields of type `Options` are nested groups; all values are hashable."""
+    """Base class of groups of options. Fields of type `Options` are nested groups; all values are hashable.
+
+    Attributes:
+      added: names of options that fingerprints know only where they are not the default: they were added after models had
+        been published or their codes stored.
+    """
+
+    added: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def defaults(cls) -> ConfigDict:
@@ -113,7 +120,7 @@ class Options:
             value = getattr(self, field.name)
             if isinstance(value, Options):
                 values[field.name] = value.identity()
-            elif field.metadata["identity"]:
+            elif field.metadata["identity"] and not (field.name in self.added and value == field.default):
                 values[field.name] = value
         return values
 

@@ -236,6 +236,8 @@ Autoencoder = VQGAN | DVAE
 class VQGANOptions(Options):
     """Options of the autoencoder; the defaults are those of the f16, 1024-code model of arXiv 2012.09841."""
 
+    added = ("layout",)
+
     architecture: str = option(
         "vqgan",
         "autoencoder type; dvae: DALL-E's discrete VAE, which uses channels, blocks, z_channels and quantizer.size",
@@ -262,10 +264,6 @@ class VQGANOptions(Options):
     def map_sizes(self) -> tuple[int, ...]:
         """Sides of the feature maps of all levels."""
         return tuple(self.resolution >> level for level in range(len(self.multipliers)))
-
-    def identity(self) -> dict[str, Any]:
-        # Without the default layout: files of codes name their model by a fingerprint that must stay the same.
-        return {name: value for name, value in super().identity().items() if (name, value) != ("layout", "taming")}
 
     def check(self, path: str) -> None:
         if self.architecture == "dvae":

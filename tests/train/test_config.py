@@ -1,10 +1,13 @@
 """A config is checked whole before anything is compiled, and says what is wrong."""
 
+import dataclasses
+
 import pytest
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
 from train_jax.errors import ConfigError
+from train_jax.options import Options, option
 
 
 def minimal(**changes):
@@ -94,3 +97,16 @@ def test_mistakes_are_named(changes, words):
 def test_a_player_s_whole_numbers_are_fine_floats():
     full = config_lib.resolve(minimal(optim={"players": {"generator": {"clip": 1, "lr": 1}}}))
     assert isinstance(full.optim.players.generator.clip, float) and full.optim.players.generator.lr == 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Grown(Options):
+    added = ("late",)
+
+    early: int = option(1, "there from the beginning")
+    late: int = option(0, "added later")
+
+
+def test_an_added_option_is_part_of_the_identity_only_where_it_is_set():
+    """So that files that were named by older fingerprints stay valid."""
+    assert Grown().identity() == {"early": 1} and Grown(late=2).identity() == {"early": 1, "late": 2}

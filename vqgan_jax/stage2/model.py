@@ -20,6 +20,11 @@ from vqgan_jax.stage2.condition import Condition
 class CodeTransformerOptions(Options):
     """Options of the transformer over codes; the defaults describe a small GPT."""
 
+    added = (
+        "shifted_patterns", "branch_norms", "norm", "kv_heads", "gated", "bias", "embedding_norm", "head_norm", "head_bias",
+        "encoder_depth",
+    )  # fmt: skip
+
     width: int = option(512, "width of the residual stream", least=1)
     depth: int = option(8, "number of blocks", least=1)
     heads: int = option(8, "number of attention heads", least=1)
