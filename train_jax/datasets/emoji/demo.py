@@ -19,10 +19,10 @@ CONFIGS = {"clip": "clip/emoji", "vqgan": "vqgan/emoji", "dalle": "dalle/emoji"}
 QUERIES = (
     "red apple",
     "bicycle",
-    "woman astronaut",
-    "fruit",
-    "insect",
-    "instrument",
+    "octopus",
+    "umbrella",
+    "crescent moon",
+    "insect",  # a keyword of several
     "λουλούδι",  # flower, in Greek
 )
 TEMPLATES = ("{}", *(f"{{}}, {style}" for style in STYLES.values()))
