@@ -12,10 +12,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from clip_jax.known_models import MODELS
 from train_jax import arguments as arguments_lib
 from train_jax import command, paths
 from train_jax.errors import UserError
-from train_jax.weights import hub
+from train_jax.weights import hub, known_models
 
 _EXAMPLES = {
     "": """\
@@ -71,6 +72,11 @@ examples:
 image_tower.jax_export maps uint8 [n, size, size, 3] and text_tower.jax_export token ids int32 [n, length] to embeddings
 of unit norm, with the weights inside: jax.export.deserialize opens them, and gives their portable StableHLO.
 preprocess.json and tokenizer.json say how images and texts become inputs. Needs flatbuffers (the extra [export]).""",
+    "models": """\
+example:
+  clip-jax classify photo.jpg --model clip:siglip2-b16-224 --labels "a cat,a dog"
+
+A short name is written wherever a model is named. Its files are downloaded once, to the cache of the Hugging Face Hub.""",
     "search": """\
 examples:
   clip-jax search photos.index "a small red circle above a large blue star"
@@ -79,7 +85,7 @@ examples:
 }
 
 _PLATFORMS = ("cpu", "cuda", "tpu")  # of `clip_jax.export`, which imports JAX
-_MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file, or hf:org/name"
+_MODEL = "a run directory, a Hugging Face or open_clip directory, a weight file, hf:org/name, or a name of clip-jax models"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -181,6 +187,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
     verify = add("verify", "Describe a model and compare its outputs with transformers.", _verify)
     verify.add_argument("model", metavar="MODEL", help=_MODEL)
+    known_models.add_command(add, clip=MODELS)
     return parser
 
 

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 from dalle_jax import output
+from dalle_jax.known_models import DALLE, UNCLIP
 from dalle_jax.unclip import cli as unclip_cli
 from train_jax import arguments as arguments_lib
 from train_jax import command
 from train_jax.errors import UserError
+from train_jax.weights import known_models
 
 _EXAMPLES = {
     "": """\
@@ -49,6 +51,11 @@ examples:
   dalle-jax score a.png b.png --prompts "a red circle,a blue star" --model runs/dalle-shapes
 
 Prints the log-probability of each image given each prompt, in nats per code. The largest is marked with *.""",
+    "models": """\
+example:
+  dalle-jax generate "a red circle" --model dalle:mini --vqgan vqgan:imagenet-f16-16384 --out grid.png
+
+A short name is written wherever a model is named. Its files are downloaded once, to the cache of the Hugging Face Hub.""",
     **unclip_cli.EXAMPLES,
 }
 _HALVES = ("top", "bottom", "left", "right")
@@ -113,6 +120,7 @@ def _make_parser() -> argparse.ArgumentParser:
     score.add_argument("--prompts", required=True, help="prompts separated by commas, or @FILE with one per line")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
     unclip_cli.add_commands(command_parser)
+    known_models.add_command(command_parser, dalle=DALLE, unclip=UNCLIP)
     return parser
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from train_jax import arguments as arguments_lib
 from train_jax import command
 from train_jax.errors import UserError
+from train_jax.weights import known_models
 from vqgan_jax.guided import cli as guided
+from vqgan_jax.known_models import MODELS
 
 _EXAMPLES = {
     "": """\
@@ -27,6 +29,11 @@ vqgan-jax COMMAND --help describes each command.""",
     "paint": guided.EXAMPLES,
     "train": """\
 The same as train-jax; vqgan-jax train --help lists its options.""",
+    "models": """\
+example:
+  vqgan-jax reconstruct photo.jpg --model vqgan:imagenet-f16-16384 --out sheet.png
+
+A short name is written wherever a model is named. Its files are downloaded once, to the cache of the Hugging Face Hub.""",
     "sample": """\
 examples:
   vqgan-jax sample --model runs/prior-digits --n 16 --class 3 --out grid.png
@@ -54,7 +61,7 @@ examples:
 Writes one PNG per image: a.png for a.jpg; if two images would have the same name, a.jpg.png for every a.jpg. Codes of
 another model are refused. The same command goes on after an interruption.""",
 }
-_MODEL = "a run directory, a directory of diffusers' VQModel, or taming's .ckpt with its .yaml beside it"
+_MODEL = "a run directory, diffusers' VQModel, taming's .ckpt with its .yaml beside it, or a name of vqgan-jax models"
 _BATCH = 32
 _COLUMNS = 8  # of a sheet of reconstructions
 SAMPLE_KEY, RECONSTRUCT_KEY, DECODE_KEY = "vqgan-jax sample", "vqgan-jax reconstruct", "vqgan-jax decode"  # in PNGs
@@ -116,6 +123,7 @@ def _build_parser() -> argparse.ArgumentParser:
     sample.add_argument("--columns", type=int, default=8, help="number of columns of the grid (default 8)")
 
     guided.add(command_parser)
+    known_models.add_command(command_parser, vqgan=MODELS)
     return parser
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import clip_jax.known_models  # noqa: F401, registers the short names
 from clip_jax.pretrained import (
     big_vision,
     hugging_face,
@@ -34,7 +35,7 @@ _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
     "checkpoints/), Hugging Face directories of CLIP, MetaCLIP 2 and SigLIP (config.json with a model_type), open_clip "
     f"directories ({open_clip.CONFIG}), weight files inside either directory, .pt files of OpenAI and Long-CLIP, .npz files "
-    "of big_vision, .safetensors files of clip_jax.save, and hf:org/name"
+    "of big_vision, .safetensors files of clip_jax.save, hf:org/name, and short names (clip-jax models)"
 )
 
 

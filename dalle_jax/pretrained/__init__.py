@@ -5,6 +5,7 @@ open_checkpoint(path) -> Stage2Checkpoint     reads the configuration; the trans
 
 from pathlib import Path
 
+import dalle_jax.known_models  # noqa: F401, registers the short names
 from dalle_jax.pretrained import dalle_mini, min_dalle, rudalle, run_directory
 from train_jax.errors import LoadError
 from train_jax.weights import hub
@@ -19,8 +20,8 @@ _HUB_FILES = (
 _FORMATS = (
     "load opens run directories of train-jax (config.json with the task dalle_jax.task, tokenizer.json, vqgan.safetensors, "
     "checkpoints/), directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/), of dalle-mini "
-    "(config.json, flax_model.msgpack, tokenizer.json, vqgan/) and of ruDALL-E (config.json, .bin, bpe.model, vqgan/), and "
-    "hf:org/name for a repository with these"
+    "(config.json, flax_model.msgpack, tokenizer.json, vqgan/) and of ruDALL-E (config.json, .bin, bpe.model, vqgan/), "
+    "hf:org/name for a repository with these, and short names (dalle-jax models)"
 )
 
 

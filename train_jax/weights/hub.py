@@ -1,10 +1,14 @@
-"""Models of the Hugging Face Hub, `hf:org/name[/folder or file][@revision]`, downloaded and cached by huggingface_hub."""
+"""Models of the Hugging Face Hub, `hf:org/name[/folder or file][@revision]`, downloaded and cached by huggingface_hub.
+
+Short names such as `clip:vit-b-32-openai` stand for such addresses (`train_jax.weights.known_models`).
+"""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from train_jax import paths
 from train_jax.errors import LoadError
+from train_jax.weights import known_models
 
 PREFIX = "hf:"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".msgpack")
@@ -12,8 +16,8 @@ _SETTINGS = (".json", ".yaml", ".yml", ".txt", ".model")  # suffixes of files th
 
 
 def is_name(path: str | Path) -> bool:
-    """Returns whether `path` is a repository of the hub instead of a local path."""
-    return str(path).startswith(PREFIX)
+    """Returns whether `path` is a repository of the hub, or the short name of one, instead of a local path."""
+    return str(path).startswith(PREFIX) or known_models.is_name(path)
 
 
 def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()) -> paths.AnyPath:
@@ -21,18 +25,18 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
 
     Args:
       path: `hf:org/name`, a folder or a weight file in it such as `hf:org/name/vqvae` or `hf:org/name/model.pt`, each with
-        `@revision` if it is not the newest; other values are paths, as in `train_jax.paths.weights`.
+        `@revision` if it is not the newest; or a short name. Other values are paths, as in `train_jax.paths.weights`.
       files: patterns of the files to download, such as "*.json" and "*.safetensors".
       fallback: patterns of weights in older formats, downloaded only if `files` matched no safetensors. Repositories often
         hold the same weights in several formats.
 
-    Raises LoadError for a malformed name or a failed download; the message explains a manual download.
+    Raises LoadError for a malformed or unknown name or a failed download; the message explains a manual download.
     """
     if not is_name(path):
         return paths.weights(path)
     import huggingface_hub
 
-    name, _, revision = str(path).removeprefix(PREFIX).partition("@")
+    name, _, revision = known_models.find_address(path).removeprefix(PREFIX).partition("@")
     organisation, *rest = name.split("/")
     if not rest or not all((organisation, *rest)) or ".." in rest:
         raise LoadError(

@@ -6,6 +6,7 @@ open_checkpoint(path) -> Checkpoint     reads model options; weights are read la
 from collections.abc import Callable
 from pathlib import Path
 
+import vqgan_jax.known_models  # noqa: F401, registers the short names
 from train_jax.errors import LoadError
 from train_jax.weights import hub
 from vqgan_jax.pretrained import dalle_mini, diffusers, dvae, llamagen, maskgit, run_directory, single_file, taming
@@ -34,8 +35,8 @@ _FORMATS = (
     "diffusers' VQModel (config.json, diffusion_pytorch_model.safetensors; of a pipeline, in vqvae/ or movq/), of "
     "dalle-mini's VQGAN (config.json, flax_model.msgpack) and of OpenAI's dVAE (encoder.pkl, decoder.pkl), .safetensors "
     "files of vqgan_jax.save, .ckpt files of taming-transformers, latent diffusion, Kandinsky, Open-MAGVIT2 and IBQ with "
-    "their .yaml beside them, LlamaGen's .pt files, MaskGIT's tokenizers, and hf:org/name for a repository that holds one "
-    "of these"
+    "their .yaml beside them, LlamaGen's .pt files, MaskGIT's tokenizers, hf:org/name for a repository that holds one "
+    "of these, and short names (vqgan-jax models)"
 )
 
 

@@ -7,6 +7,7 @@ save_karlo(checkpoint, directory)             writes a directory that diffusers'
 
 from pathlib import Path
 
+import dalle_jax.known_models  # noqa: F401, registers the short names
 from dalle_jax.unclip.pretrained import karlo, karlo_files
 from dalle_jax.unclip.pretrained.checkpoint import UnclipCheckpoint
 from dalle_jax.unclip.pretrained.karlo import save_karlo
@@ -21,7 +22,8 @@ _PRIOR_HUB_FILES = tuple(f"{folder}diffusion_pytorch_model.safetensors" for fold
 _PRIOR_HUB_FALLBACK = tuple(name.replace("safetensors", "bin") for name in _PRIOR_HUB_FILES)
 _FORMATS = (
     f"supported are directories of diffusers' UnCLIPPipeline ({karlo.INDEX}, prior/, decoder/, …), such as "
-    f"hf:kakaobrain/karlo-v1-alpha, and directories of karlo's own files ({', '.join(karlo_files.FILES.values())})"
+    f"hf:kakaobrain/karlo-v1-alpha or unclip:karlo, and directories of karlo's own files "
+    f"({', '.join(karlo_files.FILES.values())})"
 )
 
 
