@@ -91,8 +91,9 @@ class CLIPTaskOptions(Options):
         return {name: getattr(self, name).identity() for name in ("model", "tokenizer", "preprocess")}
 
     def check(self, path: str) -> None:
+        if self.model.image.tower != "vit":
+            self.require(self.patch_dropout == 0, path, "patch_dropout", f"0: a {self.model.image.tower} drops no patches")
         if self.model.image.tower == "resnet":
-            self.require(self.patch_dropout == 0, path, "patch_dropout", "0: a resnet has no patches")
             self.require(
                 self.compute.micro_batch == 0,
                 path,

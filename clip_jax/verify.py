@@ -39,6 +39,8 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
             f"ResNet, {'-'.join(map(str, image.layers))} blocks, width {image.width}, {image.heads} heads at the end"
         )
         pooling = "attention"
+    elif image.tower == "convnext":
+        tower, pooling = f"ConvNeXt, {'-'.join(map(str, image.layers))} blocks, width {image.width}", "mean"
     else:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         more = "" if image.rope == "none" else f", rotary positions ({image.rope})"

@@ -57,7 +57,7 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         raise LoadError(f"{path} holds no weights: none of {', '.join(WEIGHTS)}")
     source = str(weights)
     trunk = config["vision_cfg"].get("timm_model_name")
-    tensors = unwrap(open_tensors(weights), timm.ANCHOR if trunk else openai.ANCHOR, source)
+    tensors = unwrap(open_tensors(weights), timm.ANCHORS[model["image"]["tower"]] if trunk else openai.ANCHOR, source)
     tensors = {name.removeprefix("text."): x for name, x in tensors.items()}
     ignored = (*openai.IGNORED, *(_CAPTIONING if config.get("multimodal_cfg") else ()))
     table = openai.list_entries(model, timm.list_entries(model["image"]) if trunk else None)
@@ -118,8 +118,9 @@ def convert_options(config: Mapping, file: Path) -> dict:
                 raise LoadError(f"{file}: {name}.{key} = {value!r} is not supported")
     image, text = ({**sizes, **_drop_nulls(part)} for sizes, part in ((_IMAGE, image), (_TEXT, text)))
     image, text = ({**part, "mlp_ratio": float(part["mlp_ratio"])} for part in (image, text))
+    is_trunk = image.get("timm_model_name")
     return join_towers(
-        timm.convert_options(image, file) if image.get("timm_model_name") else _convert_image(config, image, file),
+        timm.convert_options(image, config["embed_dim"], file) if is_trunk else _convert_image(config, image, file),
         _convert_text(config, text, file),
         embed_dim=config["embed_dim"],
         loss="sigmoid" if config.get("init_logit_bias") is not None else "softmax",

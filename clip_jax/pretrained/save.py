@@ -77,8 +77,8 @@ def save_hf(clip, directory: str | Path) -> None:
 
 
 def _check_expressible(options: CLIPOptions, required: Mapping, kind: str) -> None:
-    if options.image.tower == "resnet":
-        raise ValueError("transformers has no CLIP with a ResNet; save_hf cannot write this model")
+    if options.image.tower != "vit":
+        raise ValueError(f"transformers has no CLIP with a {options.image.tower}; save_hf cannot write this model")
     for name, tower in (("image", options.image), ("text", options.text)):
         for option, value in required[name].items():
             if getattr(tower, option) != value:

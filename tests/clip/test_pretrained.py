@@ -148,7 +148,7 @@ def test_a_saved_model_is_loaded_unchanged(kind, tmp_path):
 
 
 def test_models_that_transformers_cannot_express_are_refused(tmp_path, trained, new_clip):
-    with pytest.raises(ValueError, match="no CLIP with a ResNet"):
+    with pytest.raises(ValueError, match="no CLIP with a resnet"):
         clip_jax.save_hf(golden("openai-resnet"), tmp_path / "saved")
     with pytest.raises(ValueError, match="siglip model has image.stem_bias = True, and this one False"):
         clip_jax.save_hf(golden("open-clip-custom"), tmp_path / "saved")
@@ -341,6 +341,10 @@ def test_a_damaged_file_is_named(kind, copy):
         ("open-clip-siglip2", lambda d: text(d, tokenizer_kwargs={"clean": "x"}), "tokenizer_kwargs = .* is not supported"),
         ("open-clip-siglip2", lambda d: text(d, tokenizer_mode="clips"), "tokenizer_mode = 'clips' is not supported"),
         ("open-clip-siglip2", lambda d: text(d, hf_model_name="roberta-base"), "hf_model_name = 'roberta-base' is not supp"),
+        ("open-clip-convnext", lambda d: vision(d, timm_proj=None), "timm_proj = None; convnext_large has one of"),
+        ("open-clip-convnext", lambda d: vision(d, timm_pool="abs_attn"), "timm_pool = 'abs_attn'; convnext_large has one"),
+        ("open-clip-convnext", lambda d: vision(d, timm_model_name="convnext_nano"), "this trunk of timm is not supported"),
+        ("open-clip-convnext", lambda d: vision(d, timm_model_kwargs={"use_grn": True}), "kwargs.use_grn is not supported"),
         ("open-clip-eva02", lambda d: vision(d, timm_model_name="eva02_enormous_patch14_clip_224"), "this trunk of timm"),
         ("open-clip-metaclip2", lambda d: text(d, eos_id=1), "end token is 2, and text_cfg.eos_id is 1"),
         ("open-clip-coca", lambda d: text(d, pad_id=1), "pad_id = 1 is not supported with embed_cls"),

@@ -462,6 +462,12 @@ def open_clip_trunk(name: str, trunk: str, pool: str, seed: int) -> None:
     open_clip_directory(name, vision, seed, custom_text=True)
 
 
+def open_clip_convnext(name: str, trunk: str, proj: str, seed: int) -> None:
+    vision = {"image_size": 64, "timm_model_name": trunk, "timm_pool": "", "timm_proj": proj}
+    vision |= {"timm_drop": 0.0, "timm_model_kwargs": {"dims": [8, 16, 32, 64], "depths": [1, 1, 2, 1]}}
+    open_clip_directory(name, vision, seed)
+
+
 def openai_file(name: str, vision_layers, vision_width: int, seed: int, script: bool) -> None:
     from clip.model import CLIP
 
@@ -535,6 +541,7 @@ def main() -> None:
     open_clip_coca("open-clip-coca", 27)
     open_clip_trunk("open-clip-pe", "vit_pe_core_base_patch16_224", "map", 29)
     open_clip_trunk("open-clip-eva02", "eva02_base_patch16_clip_224", "token", 31)
+    open_clip_convnext("open-clip-convnext", "convnext_large", "mlp", 33)
     long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)

@@ -31,7 +31,7 @@ from clip_jax.pretrained.checkpoint import abstract_variables  # noqa: E402
 CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
 # Text towers of transformers, and image towers that are no plain transformers.
 UNSUPPORTED = re.compile(
-    r"roberta|mt5|nllb|convnext|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA02-E|ViT-M-16-alt"
+    r"roberta|mt5|nllb|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA02-E|ViT-M-16-alt"
 )
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 MODELS = {
@@ -44,6 +44,8 @@ MODELS = {
     "pe-gigantic": lambda name: make_clip.open_clip_trunk(name, "vit_pe_core_gigantic_patch14_448", "map", 28),
     "eva02": lambda name: make_clip.open_clip_trunk(name, "eva02_large_patch14_clip_224", "token", 29),
     "eva": lambda name: make_clip.open_clip_trunk(name, "eva_giant_patch14_224", "token", 30),
+    "convnext": lambda name: make_clip.open_clip_convnext(name, "convnext_base", "linear", 32),
+    "convnext-mlp": lambda name: make_clip.open_clip_convnext(name, "convnext_xxlarge", "mlp", 33),
     "openvision": lambda name: make_clip.open_clip_clipa(name, 25, pos_embed_type="sin_cos_2d"),
 }
 
@@ -96,6 +98,21 @@ def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file):
     assert count == expected
 
 
+def test_convnexts_have_the_sizes_and_eps_of_timm():
+    import timm
+
+    for scale in ours.timm.CONVNEXT:
+        name = f"convnext_{scale}"
+        with torch.device("meta"):
+            trunk = timm.create_model(name)
+        config = {"timm_model_name": name, "image_size": 256, "timm_pool": "", "timm_proj": "linear"}
+        options = ours.timm.convert_options(config, 32, Path(name))
+        assert options["width"] == trunk.stem[0].out_channels
+        assert options["layers"] == tuple(len(stage.blocks) for stage in trunk.stages)
+        norms = [module for module in trunk.modules() if isinstance(module, torch.nn.LayerNorm)]
+        assert {norm.eps for norm in norms} == {options["eps"]}, name
+
+
 def trunks() -> list[str]:
     import timm
 
@@ -113,7 +130,7 @@ def test_trunks_have_the_activation_and_norms_of_timm(monkeypatch):
         pool, proj = {"siglip": ("map", "none"), "pe_core": ("map", None)}.get(family, ("token", None))
         size = trunk.patch_embed.img_size[0]
         config = {"timm_model_name": name, "image_size": size, "timm_pool": pool, "timm_proj": proj}
-        options = ours.timm.convert_options(config, Path(name))
+        options = ours.timm.convert_options(config, 32, Path(name))
         act = trunk.blocks[0].mlp.act
         activation = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}.get(type(act).__name__, "gelu")
         assert options["activation"] == activation, (name, act)
