@@ -12,7 +12,7 @@ def forward_flops(options: CLIPOptions) -> tuple[int, int]:
     tower = options.text
     tokens = tower.context_length + (tower.pool == "cls")
     text = transformer_flops(tokens, tower.width, tower.depth, tower.mlp_ratio)
-    head = dense_flops(1, tower.width, options.embed_dim) if tower.proj else 0
+    head = _projection_flops(tower.width, tower.proj_hidden, options.embed_dim) if tower.proj else 0
     return image, text + head
 
 

@@ -21,7 +21,7 @@ _OPTIONS = {
     "resnet": ("tower", "size", "width", "heads", "layers"),
     "convnext": ("tower", "size", "width", "layers", "proj_bias", "proj_hidden"),
 }
-_ADDED_TEXT = ("proj", "activation", "eps")
+_ADDED_TEXT = ("proj", "activation", "eps", "branch_norms", "pad_id", "proj_hidden")
 
 
 def _drop_unset(identity: dict[str, Any], options: Options, names: tuple[str, ...]) -> dict[str, Any]:
@@ -160,13 +160,23 @@ class TextOptions(Options):
     pool: str = option(
         "eos",
         "pooled token: the end token, the token with the largest id (OpenAI's rule), the last position, or a class token "
-        "after the text (CoCa's)",
-        choices=("eos", "argmax", "last", "cls"),
+        "after the text (CoCa's); or the mean over all tokens but pad_id",
+        choices=("eos", "argmax", "last", "cls", "mean"),
     )
     proj_bias: bool = option(False, "whether the final projection has a bias")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     activation: str = option("", "activation function of the MLPs; empty: that of the model", choices=("", *ACTIVATIONS))
     eps: float = option(0.0, "epsilon of the layer norms; 0: that of the model", least=0)
+    branch_norms: str = option(
+        "none",
+        "further or other layer norms of blocks, see `nn_jax.transformer`; with post, as in BERT, there is also one of the "
+        "embeddings, and none after the blocks",
+        choices=BRANCH_NORMS,
+    )
+    pad_id: int = option(-1, "id of the padding, which is not attended to; -1: all tokens are attended to", least=-1)
+    proj_hidden: int = option(
+        0, "width of a hidden layer with GELU, without bias, in the final projection; 0: it is linear", least=0
+    )
 
     def identity(self) -> dict[str, Any]:
         return _drop_unset(super().identity(), self, _ADDED_TEXT)
@@ -175,6 +185,8 @@ class TextOptions(Options):
         _check_heads(self.width, self.heads, path)
         if self.pool == "last" and self.causal:
             raise ConfigError(f"config.{path}.pool = 'last' reads the padding: it needs config.{path}.causal = False")
+        if self.pool in ("cls", "last") and self.pad_id >= 0:
+            raise ConfigError(f"config.{path}.pad_id = {self.pad_id} must be -1 with config.{path}.pool = {self.pool!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +206,10 @@ class CLIPOptions(Options):
 
     def check(self, path: str) -> None:
         self.image.check_in(f"{path}.image", self.embed_dim)
-        if not self.text.proj and (self.text.width != self.embed_dim or self.text.proj_bias):
+        if not self.text.proj and (self.text.width != self.embed_dim or self.text.proj_bias or self.text.proj_hidden):
             raise ConfigError(
                 f"config.{path}.text.proj = False, so embed_dim = {self.embed_dim} must be text.width = {self.text.width}, "
-                "and text.proj_bias False"
+                "text.proj_bias False and text.proj_hidden 0"
             )
 
 
