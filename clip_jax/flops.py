@@ -8,11 +8,11 @@ from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_f
 
 def forward_flops(options: CLIPOptions) -> tuple[int, int]:
     """Counts the FLOPs of the forward pass for one image and for one text."""
-    image = _resnet_flops(options) if options.image.tower == "resnet" else _vit_flops(options)
+    image = {"vit": _vit_flops, "resnet": _resnet_flops, "convnext": _convnext_flops}[options.image.tower](options)
     tower = options.text
     tokens = tower.context_length + (tower.pool == "cls")
     text = transformer_flops(tokens, tower.width, tower.depth, tower.mlp_ratio)
-    head = dense_flops(1, tower.width, options.embed_dim) if tower.proj else 0
+    head = _projection_flops(tower.width, tower.proj_hidden, options.embed_dim) if tower.proj else 0
     return image, text + head
 
 
@@ -47,7 +47,7 @@ def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
         stem = conv_flops(grid, grid, image.patch, 3, image.width)
     body = transformer_flops(tokens, image.width, image.depth, image.mlp_ratio, image.gated)
     pooled = options.embed_dim if image.pool == "query" else image.width
-    head = dense_flops(1, pooled, options.embed_dim) if image.proj else 0
+    head = _projection_flops(pooled, image.proj_hidden, options.embed_dim) if image.proj else 0
     if image.pool == "query":
         head += _single_query_attention_flops(tokens, image.width, options.embed_dim, options.embed_dim)
     if image.pool == "map":
@@ -75,6 +75,22 @@ def _resnet_flops(options: CLIPOptions) -> int:
                 total += conv_flops(out_side, out_side, 1, channels, 4 * width)
             side, channels = out_side, 4 * width
     return total + _single_query_attention_flops(side**2 + 1, channels, options.embed_dim)
+
+
+def _convnext_flops(options: CLIPOptions) -> int:
+    image = options.image
+    side, width = image.size // 4, image.width
+    total = conv_flops(side, side, 4, 3, width)
+    for stage, blocks in enumerate(image.layers):
+        if stage:
+            side, width = side // 2, 2 * width
+            total += conv_flops(side, side, 2, width // 2, width)
+        total += blocks * (conv_flops(side, side, 7, 1, width) + 2 * dense_flops(side**2, width, 4 * width))
+    return total + _projection_flops(width, image.proj_hidden, options.embed_dim)
+
+
+def _projection_flops(width: int, hidden: int, embed_dim: int) -> int:
+    return dense_flops(1, width, hidden) + dense_flops(1, hidden, embed_dim) if hidden else dense_flops(1, width, embed_dim)
 
 
 def _single_query_attention_flops(tokens: int, width: int, features: int, query_width: int | None = None) -> int:

@@ -10,7 +10,12 @@ from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
-STRIDE = 32  # pixels per position of a ResNet's last feature map
+STRIDE = 32  # pixels per position of the last feature map of a ResNet or ConvNeXt
+# Options of towers that are no ViT, which has all but the layers.
+_OPTIONS = {
+    "resnet": ("tower", "size", "width", "heads", "layers"),
+    "convnext": ("tower", "size", "width", "layers", "proj_bias", "proj_hidden"),
+}
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -24,13 +29,15 @@ class ImageOptions(Options):
 
     added = (
         "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated", "branch_norms", "key_bias",
-        "class_token", "norm_after_pool", "proj_bias", "drop_margin",
+        "class_token", "norm_after_pool", "proj_bias", "drop_margin", "proj_hidden",
     )  # fmt: skip
 
-    tower: str = option("vit", "a ViT, or OpenAI's ResNet with attention pooling", choices=("vit", "resnet"))
+    tower: str = option(
+        "vit", "a ViT, OpenAI's ResNet with attention pooling, or a ConvNeXt", choices=("vit", "resnet", "convnext")
+    )
     size: int = option(224, "side of the images, in pixels", least=1)
     patch: int = option(32, "side of a ViT's patch, in pixels", least=1)
-    width: int = option(768, "width of the residual stream; of a ResNet: of the first stage", least=1)
+    width: int = option(768, "width of the residual stream; of a ResNet or ConvNeXt: of the first stage", least=1)
     depth: int = option(12, "number of blocks of a ViT", least=1)
     heads: int = option(12, "number of attention heads; of a ResNet: of the pooling", least=1)
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
@@ -45,7 +52,9 @@ class ImageOptions(Options):
     )
     pre_norm: bool = option(True, "whether there is a layer norm before the blocks")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
-    layers: tuple[int, ...] = option((3, 4, 6, 3), "number of blocks in each of the four stages of a ResNet", least=1)
+    layers: tuple[int, ...] = option(
+        (3, 4, 6, 3), "number of blocks in each of the four stages of a ResNet or ConvNeXt", least=1
+    )
     pool_heads: int = option(0, "number of heads of the pools map and query; 0: heads", least=0)
     pool_mlp_ratio: float = option(0.0, "width of the MLP of the pool map, in widths; 0: mlp_ratio", least=0)
     rope: str = option(
@@ -61,6 +70,7 @@ class ImageOptions(Options):
     class_token: bool = option(False, "whether there is a class token beside the patches also with another pool than cls")
     norm_after_pool: bool = option(False, "whether the last layer norm follows the pooling, instead of preceding it")
     proj_bias: bool = option(False, "whether the final projection has a bias")
+    proj_hidden: int = option(0, "width of a hidden layer with GELU in the final projection; 0: it is linear", least=0)
     drop_margin: bool = option(
         False, "whether pixels right of and below the last whole patch are dropped; otherwise patch must divide size"
     )
@@ -71,16 +81,19 @@ class ImageOptions(Options):
         return self.class_token or self.pool == "cls"
 
     def identity(self) -> dict[str, Any]:
-        resnet = ("tower", "size", "width", "heads", "layers")
+        options = _OPTIONS.get(self.tower)
         return {
             name: value
             for name, value in super().identity().items()
-            if (name in resnet if self.tower == "resnet" else name != "layers")
+            if (name in options if options else name != "layers")
         }
 
     def check_in(self, path: str, embed_dim: int) -> None:
         """Raises ConfigError if the options are inconsistent, or cannot produce embeddings of `embed_dim`."""
-        (self._check_resnet if self.tower == "resnet" else self._check_vit)(path, embed_dim)
+        if self.tower == "vit":
+            self._check_vit(path, embed_dim)
+        else:
+            self._check_stages(path)
 
     def _check_vit(self, path: str, embed_dim: int) -> None:
         _check_heads(self.width, self.heads, path)
@@ -107,18 +120,20 @@ class ImageOptions(Options):
             )
         if self.norm_after_pool and self.pool in ("map", "query"):
             raise ConfigError(f"config.{path}.norm_after_pool = True with pool = {self.pool!r}, whose norms have one place")
-        if self.proj_bias and not self.proj:
-            raise ConfigError(f"config.{path}.proj_bias = True needs config.{path}.proj = True")
+        if (self.proj_bias or self.proj_hidden) and not self.proj:
+            raise ConfigError(f"config.{path}.proj_bias and proj_hidden need config.{path}.proj = True")
         if not self.proj and self.width != embed_dim:
             raise ConfigError(
                 f"config.{path}.proj = False, so embed_dim = {embed_dim} must be image.width = {self.width}"
             )
 
-    def _check_resnet(self, path: str, embed_dim: int) -> None:
+    def _check_stages(self, path: str) -> None:
         if self.size % STRIDE:
-            raise ConfigError(f"config.{path}.size = {self.size} must be a multiple of {STRIDE} with a resnet")
+            raise ConfigError(f"config.{path}.size = {self.size} must be a multiple of {STRIDE} with a {self.tower}")
         if len(self.layers) != 4:
-            raise ConfigError(f"config.{path}.layers = {self.layers}; a resnet has four stages of at least one block")
+            raise ConfigError(f"config.{path}.layers = {self.layers}; a {self.tower} has four stages of at least one block")
+        if self.tower == "convnext":
+            return
         if self.width % 2 or (self.width * STRIDE) % self.heads:
             raise ConfigError(
                 f"config.{path}.heads = {self.heads} must divide 32 * image.width = {STRIDE * self.width}"
@@ -129,7 +144,7 @@ class ImageOptions(Options):
 class TextOptions(Options):
     """Options of the text tower: `config.model.text`."""
 
-    added = ("proj", "activation", "eps")
+    added = ("proj", "activation", "eps", "branch_norms", "pad_id", "proj_hidden")
 
     context_length: int = option(77, "number of tokens per text, including special tokens and padding", least=3)
     vocab_size: int = option(0, "number of rows of the token embedding; 0: vocabulary size of the tokenizer", least=0)
@@ -141,18 +156,30 @@ class TextOptions(Options):
     pool: str = option(
         "eos",
         "pooled token: the end token, the token with the largest id (OpenAI's rule), the last position, or a class token "
-        "after the text (CoCa's)",
-        choices=("eos", "argmax", "last", "cls"),
+        "after the text (CoCa's); or the mean over all tokens but pad_id",
+        choices=("eos", "argmax", "last", "cls", "mean"),
     )
     proj_bias: bool = option(False, "whether the final projection has a bias")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     activation: str = option("", "activation function of the MLPs; empty: that of the model", choices=("", *ACTIVATIONS))
     eps: float = option(0.0, "epsilon of the layer norms; 0: that of the model", least=0)
+    branch_norms: str = option(
+        "none",
+        "further or other layer norms of blocks, see `nn_jax.transformer`; with post, as in BERT, there is also one of the "
+        "embeddings, and none after the blocks",
+        choices=BRANCH_NORMS,
+    )
+    pad_id: int = option(-1, "id of the padding, which is not attended to; -1: all tokens are attended to", least=-1)
+    proj_hidden: int = option(
+        0, "width of a hidden layer with GELU, without bias, in the final projection; 0: it is linear", least=0
+    )
 
     def check(self, path: str) -> None:
         _check_heads(self.width, self.heads, path)
         if self.pool == "last" and self.causal:
             raise ConfigError(f"config.{path}.pool = 'last' reads the padding: it needs config.{path}.causal = False")
+        if self.pool in ("cls", "last") and self.pad_id >= 0:
+            raise ConfigError(f"config.{path}.pad_id = {self.pad_id} must be -1 with config.{path}.pool = {self.pool!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +199,10 @@ class CLIPOptions(Options):
 
     def check(self, path: str) -> None:
         self.image.check_in(f"{path}.image", self.embed_dim)
-        if not self.text.proj and (self.text.width != self.embed_dim or self.text.proj_bias):
+        if not self.text.proj and (self.text.width != self.embed_dim or self.text.proj_bias or self.text.proj_hidden):
             raise ConfigError(
                 f"config.{path}.text.proj = False, so embed_dim = {self.embed_dim} must be text.width = {self.text.width}, "
-                "and text.proj_bias False"
+                "text.proj_bias False and text.proj_hidden 0"
             )
 
 

@@ -91,8 +91,9 @@ class CLIPTaskOptions(Options):
         return {name: getattr(self, name).identity() for name in ("model", "tokenizer", "preprocess")}
 
     def check(self, path: str) -> None:
+        if self.model.image.tower != "vit":
+            self.require(self.patch_dropout == 0, path, "patch_dropout", f"0: a {self.model.image.tower} drops no patches")
         if self.model.image.tower == "resnet":
-            self.require(self.patch_dropout == 0, path, "patch_dropout", "0: a resnet has no patches")
             self.require(
                 self.compute.micro_batch == 0,
                 path,
@@ -102,7 +103,7 @@ class CLIPTaskOptions(Options):
         may_flip = not (self.augment.flip and self.contrastive.negatives)
         self.require(may_flip, path, "augment.flip", "False with contrastive.negatives: 'left of' would become 'right of'")
         text = self.model.text
-        reads_all = not text.causal or text.pool == "cls"
+        reads_all = not text.causal or text.pool in ("cls", "mean")
         self.require(
             not (reads_all and self.compute.text_lengths),
             path,
@@ -146,6 +147,11 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
     compute = CLIPCompute.parse(config.compute, "compute")
     contrastive = ContrastiveOptions.parse(config.contrastive, "contrastive")
     tokenizer = _open_tokenizer(config, workdir)
+    if config.model.text.pad_id not in (-1, tokenizer.pad_id):
+        raise ConfigError(
+            f"config.model.text.pad_id = {config.model.text.pad_id}; allowed are {tokenizer.pad_id}, with which the "
+            "tokenizer pads, and -1: padding is attended to"
+        )
     size = config.model.image.size
     preprocess = images.Preprocess(size=size, **config.preprocess)
     module = model.build(

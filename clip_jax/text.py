@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.options import CLIPOptions
-from nn_jax.layers import Dense, add_parameter, embedding_lookup, layer_norm, with_axis_names
+from clip_jax.projection import project
+from nn_jax.layers import add_parameter, embedding_lookup, layer_norm, with_axis_names
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute
 
@@ -14,7 +15,7 @@ class TextTower(nn.Module):
     """Text transformer: encodes token ids as float32 features of width `embed_dim`.
 
     A causal tower ignores padding after the end of a text. A bidirectional tower attends to padding, so padding must be
-    as in training.
+    as in training, unless it is the token `pad_id` of the options.
 
     Attributes:
       eos_id: end-of-text token. With the pool "eos" every row must contain it; the tokenizers guarantee that.
@@ -47,23 +48,30 @@ class TextTower(nn.Module):
             token = self.param("cls", init, (text.width,)).astype(dtype)
             x = jnp.concatenate([x, jnp.broadcast_to(token, (len(x), 1, text.width))], axis=1)
             mask = mask_as_coca(ids)
+        elif text.pad_id >= 0:
+            mask = (ids != text.pad_id)[:, None, None]
         x = add_parameter(x, positions[: x.shape[1]])
+        is_post_norm = text.branch_norms == "post"
+        if is_post_norm:
+            x = layer_norm(eps, dtype, "norm_pre")(x)
         x = nn.with_logical_constraint(x, ("batch", None, None))
         attributes = {"mlp_ratio": text.mlp_ratio, "activation": activation, "eps": eps}
-        attributes |= {"dropout": self.dropout, "causal": text.causal, **self.compute.transformer}
+        attributes |= {"dropout": self.dropout, "causal": text.causal, "branch_norms": text.branch_norms}
+        attributes |= self.compute.transformer
         x = Transformer(text.width, text.depth, text.heads, **attributes, name="transformer")(x, (), deterministic, mask)
         if text.pool in ("last", "cls"):
             pooled = x[:, -1]
             x = x[:, : ids.shape[1]]
+        elif text.pool == "mean":
+            pooled = jnp.mean(x, axis=1, where=(ids != text.pad_id)[:, :, None])
         else:
             end = find_ends(ids, text.pool, self.eos_id)
             pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        norm = layer_norm(eps, dtype, "norm_post")
+        norm = (lambda x: x) if is_post_norm else layer_norm(eps, dtype, "norm_post")
         if not text.proj:
             return norm(pooled).astype(jnp.float32), norm(x)
-        options = {"bias": text.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
-        proj = Dense((self.options.embed_dim,), ("embed", "proj"), text.width**-0.5, dtype, **options)
-        return proj(norm(pooled)), norm(x)
+        options = {"hidden": text.proj_hidden, "hidden_bias": False, "bias": text.proj_bias}
+        return project(norm(pooled), self.options.embed_dim, dtype, **options), norm(x)
 
 
 def mask_as_coca(ids: Int[Array, "batch length"]) -> Bool[Array, "batch 1 1 length+1"]:

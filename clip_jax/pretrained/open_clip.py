@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clip_jax.pretrained import openai, timm
+from clip_jax.pretrained import bert, openai, timm
 from clip_jax.pretrained.checkpoint import Checkpoint, join_towers
 from clip_jax.pretrained.hugging_face import open_tokenizer
 from clip_jax.pretrained.json_files import read_json, read_section
@@ -32,10 +32,10 @@ _POOLS = {"tok": "cls", "avg": "mean"}
 # Options that do not change the features: options of training, of other modules, and of unsupported towers.
 _IGNORED_OPTIONS = {
     "patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads", "timm_model_name", "timm_model_pretrained",
-    "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "timm_model_kwargs", "hf_model_pretrained",
-    "hf_proj_type", "hf_pooler_type", "hf_model_config", "hf_tokenizer_name", "tokenizer_kwargs", "tiktoken_name",
-    "text_mask", "pad_id", "bos_id", "eos_id", "attention_mode", "pos_embed", "rope_temperature", "mlp_type", "norm_eps",
-    "norm_placement", "variable_text",
+    "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "timm_model_kwargs", "hf_model_name",
+    "hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "hf_model_config", "hf_tokenizer_name", "tokenizer_kwargs",
+    "tiktoken_name", "text_mask", "pad_id", "bos_id", "eos_id", "attention_mode", "pos_embed", "rope_temperature",
+    "mlp_type", "norm_eps", "norm_placement", "variable_text",
 }  # fmt: skip
 _CAPTIONING = (r"^text_decoder\.",)  # CoCa's second text tower, which has no part in its embeddings
 _TOKENIZER_OPTIONS = {"clean": "whitespace", "strip_sep_token": False}
@@ -57,10 +57,14 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         raise LoadError(f"{path} holds no weights: none of {', '.join(WEIGHTS)}")
     source = str(weights)
     trunk = config["vision_cfg"].get("timm_model_name")
-    tensors = unwrap(open_tensors(weights), timm.ANCHOR if trunk else openai.ANCHOR, source)
+    tensors = unwrap(open_tensors(weights), timm.ANCHORS[model["image"]["tower"]] if trunk else openai.ANCHOR, source)
     tensors = {name.removeprefix("text."): x for name, x in tensors.items()}
     ignored = (*openai.IGNORED, *(_CAPTIONING if config.get("multimodal_cfg") else ()))
-    table = openai.list_entries(model, timm.list_entries(model["image"]) if trunk else None)
+    image_entries, text_entries = timm.list_entries(model["image"]) if trunk else None, None
+    if config["text_cfg"].get("hf_model_name"):
+        tensors, ignored = bert.fold_positions(tensors, model["text"]["context_length"]), (*ignored, *bert.IGNORED)
+        text_entries = bert.list_entries(model["text"])
+    table = openai.list_entries(model, image_entries, text_entries)
     return Checkpoint(
         name=name,
         kind="open_clip",
@@ -85,6 +89,10 @@ def _open_tokenizer(path: Path, text: Mapping, model: Mapping, file: Path) -> An
         raise LoadError(
             f"{path}: the tokenizer's end token is {tokenizer.eos_id}, and text_cfg.eos_id is {text.get('eos_id')!r}"
         )
+    if model["text"].get("pad_id", tokenizer.pad_id) != tokenizer.pad_id:
+        raise LoadError(
+            f"{path}: the tokenizer pads with {tokenizer.pad_id}, and {text['hf_model_name']} with {model['text']['pad_id']}"
+        )
     return tokenizer
 
 
@@ -100,10 +108,8 @@ def convert_options(config: Mapping, file: Path) -> dict:
     Raises LoadError for unknown options, since they may change the features.
     """
     image, text = (read_section(config, name, file) for name in ("vision_cfg", "text_cfg"))
-    if text.get("hf_model_name"):
-        raise LoadError(
-            f"{file}: text_cfg.hf_model_name = {text['hf_model_name']!r} is not supported: text towers are open_clip's own"
-        )
+    if text.get("hf_model_name") and config.get("multimodal_cfg"):
+        raise LoadError(f"{file}: text_cfg.hf_model_name = {text['hf_model_name']!r} is not supported in a CoCa")
     if text.get("embed_cls") and text.get("pad_id", 0) != 0:
         raise LoadError(f"{file}: text_cfg.pad_id = {text['pad_id']!r} is not supported with embed_cls; 0 is")
     if not isinstance(config.get("embed_dim"), int):
@@ -118,9 +124,10 @@ def convert_options(config: Mapping, file: Path) -> dict:
                 raise LoadError(f"{file}: {name}.{key} = {value!r} is not supported")
     image, text = ({**sizes, **_drop_nulls(part)} for sizes, part in ((_IMAGE, image), (_TEXT, text)))
     image, text = ({**part, "mlp_ratio": float(part["mlp_ratio"])} for part in (image, text))
+    is_trunk, is_bert = image.get("timm_model_name"), text.get("hf_model_name")
     return join_towers(
-        timm.convert_options(image, file) if image.get("timm_model_name") else _convert_image(config, image, file),
-        _convert_text(config, text, file),
+        timm.convert_options(image, config["embed_dim"], file) if is_trunk else _convert_image(config, image, file),
+        bert.convert_options(text, config["embed_dim"], file) if is_bert else _convert_text(config, text, file),
         embed_dim=config["embed_dim"],
         loss="sigmoid" if config.get("init_logit_bias") is not None else "softmax",
     )

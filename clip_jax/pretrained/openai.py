@@ -16,22 +16,26 @@ _HEAD_WIDTH = 64
 IGNORED = (r"^(input_resolution|context_length|vocab_size)$", r"num_batches_tracked$", r"attn_mask$")
 
 
-def list_entries(model: Mapping, image_entries: Iterable[Entry] | None = None) -> list[Entry]:
+def list_entries(
+    model: Mapping, image_entries: Iterable[Entry] | None = None, text_entries: Iterable[Entry] | None = None
+) -> list[Entry]:
     """Lists the parameters of a model with their names in openai/CLIP. `model` has the options of `CLIPOptions`.
 
     Args:
-      image_entries: parameters of an image tower with other names.
+      image_entries, text_entries: parameters of a tower with other names.
     """
     image = model["image"]
     if image_entries is None:
         image_entries = _resnet_entries(image) if image["tower"] == "resnet" else _vit_entries(image)
-    table = [*image_entries, *text_entries(model["text"]), Entry("logit_scale", ("logit_scale",), "scalar")]
+    if text_entries is None:
+        text_entries = list_text_entries(model["text"])
+    table = [*image_entries, *text_entries, Entry("logit_scale", ("logit_scale",), "scalar")]
     if model["loss"] == "sigmoid":
         table.append(Entry("logit_bias", ("logit_bias",), "scalar"))
     return table
 
 
-def text_entries(text: Mapping) -> Iterator[Entry]:
+def list_text_entries(text: Mapping) -> Iterator[Entry]:
     """Yields the parameters of a text tower with their names in openai/CLIP. `text` has the options of `TextOptions`."""
     yield Entry("text/tokens", ("token_embedding.weight",))
     yield Entry("text/positions", ("positional_embedding",))

@@ -26,16 +26,17 @@ _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.item
 # Option values that the models of transformers support; other values cannot be saved.
 _VIT = {
     "stem": "patch", "rope": "none", "gated": False, "branch_norms": "none", "key_bias": True, "class_token": False,
-    "norm_after_pool": False, "proj_bias": False,
+    "norm_after_pool": False, "proj_bias": False, "proj_hidden": 0,
 }  # fmt: skip
+_TEXT = {"proj": True, "branch_norms": "none", "pad_id": -1, "proj_hidden": 0}
 _CLIP = {
     "image": _VIT | {"stem_bias": False, "pool": "cls", "pre_norm": True, "proj": True},
-    "text": {"causal": True, "proj": True, "proj_bias": False},
+    "text": _TEXT | {"causal": True, "proj_bias": False},
 }
 _METACLIP_2 = {"image": _CLIP["image"], "text": _CLIP["text"] | {"pool": "eos"}}
 _SIGLIP = {
     "image": _VIT | {"stem_bias": True, "pool": "map", "pre_norm": False, "proj": False},
-    "text": {"causal": False, "pool": "last", "proj": True, "proj_bias": True},
+    "text": _TEXT | {"causal": False, "pool": "last", "proj_bias": True},
 }
 _REQUIRED = {"clip": _CLIP, "metaclip_2": _METACLIP_2, "siglip": _SIGLIP}
 _CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
@@ -77,8 +78,8 @@ def save_hf(clip, directory: str | Path) -> None:
 
 
 def _check_expressible(options: CLIPOptions, required: Mapping, kind: str) -> None:
-    if options.image.tower == "resnet":
-        raise ValueError("transformers has no CLIP with a ResNet; save_hf cannot write this model")
+    if options.image.tower != "vit":
+        raise ValueError(f"transformers has no CLIP with a {options.image.tower}; save_hf cannot write this model")
     for name, tower in (("image", options.image), ("text", options.text)):
         for option, value in required[name].items():
             if getattr(tower, option) != value:

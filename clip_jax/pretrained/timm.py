@@ -14,12 +14,14 @@ from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry
 
 TRUNK = "visual.trunk"
-ANCHOR = f"{TRUNK}.patch_embed.proj.weight"  # present in every trunk that is supported; identifies the format
+# One of these is present in every trunk that is supported; identifies the format.
+ANCHORS = {"vit": f"{TRUNK}.patch_embed.proj.weight", "convnext": f"{TRUNK}.stem.0.weight"}
 _NAMES = (
     re.compile(r"vit_(?P<scale>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<family>siglip|clip)_(?P<quick>quickgelu_)?(?P<size>\d+)"),
     re.compile(r"vit_(?P<family>pe_core)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_(?P<size>\d+)"),
     re.compile(r"(?P<family>eva02)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_clip_(?P<size>\d+)"),
     re.compile(r"(?P<family>eva)_(?P<scale>giant)_patch(?P<patch>14)_(?P<size>224)"),
+    re.compile(r"(?P<family>convnext)_(?P<scale>[a-z]+)"),
 )
 _VIT = {"base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0)}
 # Width, depth, heads, and ratio of the MLP's width, by family and scale.
@@ -30,6 +32,12 @@ _SCALES = {
     "eva02": {"base": (768, 12, 12, 8 / 3), "large": (1024, 24, 16, 8 / 3)},
     "eva": {"giant": (1408, 40, 16, 6144 / 1408)},
 }
+# Width of the first stage, blocks of the stages and eps, by scale.
+CONVNEXT = {
+    "tiny": (96, (3, 3, 9, 3), 1e-6), "small": (96, (3, 3, 27, 3), 1e-6), "base": (128, (3, 3, 27, 3), 1e-6),
+    "large": (192, (3, 3, 27, 3), 1e-6), "xlarge": (256, (3, 3, 27, 3), 1e-6), "xxlarge": (384, (3, 4, 30, 3), 1e-5),
+}  # fmt: skip
+_SCALES["convnext"] = CONVNEXT
 _TANH = re.compile(r"vit_(base_patch32_siglip|large_patch16_siglip_512|so400m_patch16|giantopt)")
 _POOLS = {"siglip": "map", "pe_core": "map"}  # of the others: token
 _PROJECTIONS = {"siglip": ("none",)}  # the others have the trunk's own
@@ -44,7 +52,7 @@ def match_name(name: str) -> re.Match | None:
     return match if match and match["scale"] in _SCALES[match["family"]] else None
 
 
-def convert_options(config: Mapping, file: Path) -> dict:
+def convert_options(config: Mapping, embed_dim: int, file: Path) -> dict:
     """Converts `vision_cfg` with a trunk of timm to the options of `ImageOptions`, with `activation` and `eps`.
 
     Raises LoadError for other trunks, and for another pooling, projection or image size than the trunk's.
@@ -55,16 +63,15 @@ def convert_options(config: Mapping, file: Path) -> dict:
         raise LoadError(
             f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
             "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE, vit_pe_core_SCALE_patchP_SIZE, "
-            "eva02_SCALE_patchP_clip_SIZE and eva_giant_patch14_224"
+            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224 and convnext_SCALE"
         )
     family = match["family"]
+    if family == "convnext":
+        return _convert_convnext(config, match["scale"], embed_dim, file)
     width, depth, heads, mlp_ratio = _SCALES[family][match["scale"]]
     sizes = {"size": int(match["size"]), "patch": int(match["patch"])}
     sizes |= {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
-    for key, value in (config.get("timm_model_kwargs") or {}).items():
-        if key not in _KWARGS:
-            raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.{key} is not supported; supported: {', '.join(_KWARGS)}")
-        sizes[_KWARGS[key]] = value
+    sizes |= _read_kwargs(config, _KWARGS, file)
     sizes["mlp_ratio"] = int(sizes["mlp_ratio"] * sizes["width"]) / sizes["width"]  # timm rounds down
     for key, allowed in (
         ("timm_pool", (_POOLS.get(family, "token"),)),
@@ -95,8 +102,73 @@ def convert_options(config: Mapping, file: Path) -> dict:
     return {"tower": "vit", **sizes, "proj_bias": True, "activation": activation, "eps": 1e-5}
 
 
+def _convert_convnext(config: Mapping, scale: str, embed_dim: int, file: Path) -> dict:
+    width, layers, eps = CONVNEXT[scale]
+    kwargs = _read_kwargs(config, {"dims": "dims", "depths": "layers"}, file)
+    if "dims" in kwargs:
+        width, *others = kwargs["dims"]
+        if others != [2 * width, 4 * width, 8 * width]:
+            raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.dims = {kwargs['dims']!r}; each must be twice the last")
+    projection = _check_projection(config, embed_dim, file)
+    layers = tuple(kwargs.get("layers", layers))
+    options = {"size": config["image_size"], "width": width, "layers": layers, **projection}
+    return {"tower": "convnext", **options, "activation": "gelu", "eps": eps}
+
+
+def _check_projection(config: Mapping, embed_dim: int, file: Path) -> dict:
+    """Converts the options of a pooled trunk whose projection is open_clip's: linear, or with a hidden layer."""
+    for key, allowed in (("timm_pool", ("", None, "avg")), ("timm_proj", ("linear", "mlp"))):
+        if config.get(key) not in allowed:
+            raise LoadError(
+                f"{file}: vision_cfg.{key} = {config.get(key)!r}; {config['timm_model_name']} has one of {allowed}"
+            )
+    options = {"proj_hidden": 2 * embed_dim} if config["timm_proj"] == "mlp" else {}
+    return options | ({"proj_bias": True} if config.get("timm_proj_bias") else {})
+
+
+def _read_kwargs(config: Mapping, names: Mapping[str, str], file: Path) -> dict:
+    """Reads the arguments of a trunk by our `names`. Raises LoadError for others."""
+    kwargs = config.get("timm_model_kwargs") or {}
+    for key in kwargs:
+        if key not in names:
+            raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.{key} is not supported; supported: {', '.join(names)}")
+    return {names[key]: value for key, value in kwargs.items()}
+
+
 def list_entries(image: Mapping) -> Iterator[Entry]:
     """Lists the parameters of an image tower with their names in timm. `image` has the options of `ImageOptions`."""
+    yield from _convnext_entries(image) if image["tower"] == "convnext" else _vit_entries(image)
+
+
+def _convnext_entries(image: Mapping) -> Iterator[Entry]:
+    yield from linear_entries("vision/stem", f"{TRUNK}.stem.0", "conv")
+    yield from norm_entries("vision/norm_stem", f"{TRUNK}.stem.1")
+    for stage, blocks in enumerate(image["layers"]):
+        theirs = f"{TRUNK}.stages.{stage}"
+        if stage:
+            yield from norm_entries(f"vision/norm{stage + 1}", f"{theirs}.downsample.0")
+            yield from linear_entries(f"vision/downsample{stage + 1}", f"{theirs}.downsample.1", "conv")
+        for index in range(blocks):
+            mine, block = f"vision/stage{stage + 1}_{index}", f"{theirs}.blocks.{index}"
+            yield from linear_entries(f"{mine}/conv", f"{block}.conv_dw", "conv")
+            yield from norm_entries(f"{mine}/norm", f"{block}.norm")
+            yield from linear_entries(f"{mine}/mlp_in", f"{block}.mlp.fc1")
+            yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.fc2")
+            yield Entry(f"{mine}/layer_scale", (f"{block}.gamma",))
+    yield from norm_entries("vision/norm_post", f"{TRUNK}.head.norm")
+    yield from _projection_entries(image)
+
+
+def _projection_entries(image: Mapping) -> Iterator[Entry]:
+    bias = image.get("proj_bias", False)
+    if image.get("proj_hidden"):
+        yield from linear_entries("vision/proj_hidden", "visual.head.mlp.fc1")
+        yield from linear_entries("vision/proj", "visual.head.mlp.fc2", bias=bias)
+    else:
+        yield from linear_entries("vision/proj", "visual.head.proj", bias=bias)
+
+
+def _vit_entries(image: Mapping) -> Iterator[Entry]:
     heads = image["heads"]
     yield from linear_entries("vision/stem", f"{TRUNK}.patch_embed.proj", "conv", bias=image.get("stem_bias", False))
     if image.get("class_token", image.get("pool", "cls") == "cls"):

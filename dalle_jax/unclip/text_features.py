@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from clip_jax.text import TextTower, mask_padding
@@ -14,7 +13,7 @@ class TextFeatures(NamedTuple):
     Attributes:
       embedding: embedding of the text, not normalised to unit length.
       states: output for each token, after the last layer norm.
-      mask: True from the begin token to the end token; everywhere for a tower that attends to padding.
+      mask: True from the begin token to the end token; everywhere but at its `pad_id` for a tower without end token.
     """
 
     embedding: Float[Array, "b dim"]
@@ -25,6 +24,7 @@ class TextFeatures(NamedTuple):
 def encode_text(tower: TextTower, params: Any, ids: Int[Array, "b n"]) -> TextFeatures:
     """Encodes token ids with the parameters of the text tower."""
     embedding, states = tower.apply({"params": params}, ids, method="encode_tokens")
-    pool = tower.options.text.pool
-    mask = jnp.ones(ids.shape, bool) if pool == "last" else mask_padding(ids, pool, tower.eos_id)
+    text = tower.options.text
+    has_end = text.pad_id < 0 and text.pool not in ("last", "mean")
+    mask = mask_padding(ids, text.pool, tower.eos_id) if has_end else ids != text.pad_id
     return TextFeatures(embedding, states, mask)

@@ -279,14 +279,42 @@ def test_tensor_and_fsdp_really_split_the_kernels(scan):
         ({"image": {"pool": "query", "pool_heads": 5}}, "pool_heads = 5 does not divide 12, the width of the pool"),
         ({"image": {"rope_offset": 1.0}}, "rope_offset and rope_grid have no meaning"),
         ({"image": {"rope": "rows_first", "heads": 8}}, "makes heads of 2; rope needs a multiple of 4"),
-        ({"image": {"proj": False, "proj_bias": True}}, "proj_bias = True needs config.model.image.proj"),
+        ({"image": {"proj": False, "proj_bias": True}}, "proj_bias and proj_hidden need config.model.image.proj"),
+        ({"image": {"tower": "convnext", "size": 32, "layers": (1, 1)}}, "a convnext has four stages"),
         ({"text": {"proj": False}}, "embed_dim = 12 must be text.width = 16"),
         ({"text": {"eps": -1.0}}, "eps = -1"),
+        ({"text": {"pad_id": 1, "pool": "cls"}}, "pad_id = 1 must be -1 with config.model.text.pool = 'cls'"),
     ],
 )
 def test_values_that_are_not_allowed_are_named(changes, words):
     with pytest.raises(ConfigError, match=words):
         build(**changes)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_a_convnext_trains_and_embeds_each_position(random_params, remat):
+    """The mean features of positions are those of the image if nothing but the last norm stands between."""
+    image = {"tower": "convnext", "size": 64, "width": 4, "layers": (1, 1, 2, 1)}
+    module = build(image=image, compute={"dtype": "float32", "remat": remat})
+    images, ids = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 64, 3)), jnp.float32), inputs()[1]
+    params = random_params(module)
+    assert module.apply({"params": params}, images, method="encode_patches").shape == (2, 4, 12)
+    grads = jax.jit(jax.grad(lambda p: module.apply({"params": p}, images, ids)[0][:, 0].sum()))(params)["vision"]
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+    flat = {"stem", "norm_stem", "stage1_0", "norm2", "downsample2", "stage2_0", "stage3_1", "norm_post", "proj"}
+    assert flat < set(grads) and set(module.options.image.identity()) == {"tower", "size", "width", "layers"}
+
+
+def test_padding_that_is_not_attended_to_does_not_matter(random_params):
+    """A tower as BERT's, whose mean leaves padding out; with pad_id -1 it counts."""
+    ids = jnp.asarray([[5, 6, 7, 0, 0, 0, 0, 0]])
+    text = {"context_length": 8, "causal": False, "pool": "mean", "branch_norms": "post", "proj_hidden": 10}
+    for pad_id, is_same in ((0, True), (-1, False)):
+        module = build(text=SMALL["text"] | text | {"pad_id": pad_id})
+        params = random_params(module)
+        assert "norm_pre" in params["text"] and "norm_post" not in params["text"]
+        short, long = (module.apply({"params": params}, x, method="encode_text") for x in (ids[:, :5], ids))
+        assert np.allclose(short, long, atol=1e-6) == is_same
 
 
 def test_options_that_are_not_set_leave_fingerprints_as_they_were():

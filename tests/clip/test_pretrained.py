@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import clip_jax
 from clip_jax import LoadError, verify
 from clip_jax.options import CLIPCompute
-from clip_jax.pretrained import open_checkpoint
+from clip_jax.pretrained import bert, open_checkpoint
 from train_jax.data.images import CLIP_MEAN
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
@@ -38,6 +38,14 @@ def model_path(kind: str) -> Path:
     files = [*(GOLDEN / kind).glob("*.pt"), *(GOLDEN / kind).glob("*.npz")]
     files = [file for file in files if file.name != "expected.npz"]
     return files[0] if files else GOLDEN / kind
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_roberta():
+    """The sizes of open-clip-roberta, whose files only name its text tower."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(bert.MODELS, "tiny-roberta", (32, 2, 4, 48, 320))
+        yield
 
 
 @functools.cache
@@ -148,7 +156,7 @@ def test_a_saved_model_is_loaded_unchanged(kind, tmp_path):
 
 
 def test_models_that_transformers_cannot_express_are_refused(tmp_path, trained, new_clip):
-    with pytest.raises(ValueError, match="no CLIP with a ResNet"):
+    with pytest.raises(ValueError, match="no CLIP with a resnet"):
         clip_jax.save_hf(golden("openai-resnet"), tmp_path / "saved")
     with pytest.raises(ValueError, match="siglip model has image.stem_bias = True, and this one False"):
         clip_jax.save_hf(golden("open-clip-custom"), tmp_path / "saved")
@@ -340,7 +348,24 @@ def test_a_damaged_file_is_named(kind, copy):
         ("open-clip-siglip2", lambda d: text(d, norm_kwargs={"bias": False}), "norm_kwargs = .*bias.* is not supported"),
         ("open-clip-siglip2", lambda d: text(d, tokenizer_kwargs={"clean": "x"}), "tokenizer_kwargs = .* is not supported"),
         ("open-clip-siglip2", lambda d: text(d, tokenizer_mode="clips"), "tokenizer_mode = 'clips' is not supported"),
-        ("open-clip-siglip2", lambda d: text(d, hf_model_name="roberta-base"), "hf_model_name = 'roberta-base' is not supp"),
+        ("open-clip-siglip2", lambda d: text(d, hf_model_name="google/mt5-base"), "hf_model_name = 'google/mt5-b"),
+        ("open-clip-roberta", lambda d: text(d, hf_pooler_type="cls_pooler"), "hf_pooler_type = 'cls_pooler' is not supp"),
+        ("open-clip-roberta", lambda d: text(d, hf_proj_type="none"), "hf_proj_type = 'none' is not supported; sup"),
+        ("open-clip-roberta", lambda d: text(d, hf_tokenizer_name=None), "hf_tokenizer_name is missing, which tiny-roberta"),
+        (
+            "open-clip-roberta",
+            lambda d: edit(d, "tokenizer_config.json", pad_token="</s>"),
+            "the tokenizer pads with 2, and tiny-roberta with 1",
+        ),
+        (
+            "open-clip-roberta",
+            lambda d: edit(d, "open_clip_config.json", "model_cfg", multimodal_cfg={"width": 8}),
+            "not supported in a CoCa",
+        ),
+        ("open-clip-convnext", lambda d: vision(d, timm_proj=None), "timm_proj = None; convnext_large has one of"),
+        ("open-clip-convnext", lambda d: vision(d, timm_pool="abs_attn"), "timm_pool = 'abs_attn'; convnext_large has one"),
+        ("open-clip-convnext", lambda d: vision(d, timm_model_name="convnext_nano"), "this trunk of timm is not supported"),
+        ("open-clip-convnext", lambda d: vision(d, timm_model_kwargs={"use_grn": True}), "kwargs.use_grn is not supported"),
         ("open-clip-eva02", lambda d: vision(d, timm_model_name="eva02_enormous_patch14_clip_224"), "this trunk of timm"),
         ("open-clip-metaclip2", lambda d: text(d, eos_id=1), "end token is 2, and text_cfg.eos_id is 1"),
         ("open-clip-coca", lambda d: text(d, pad_id=1), "pad_id = 1 is not supported with embed_cls"),

@@ -164,6 +164,16 @@ def xlm_tokenizer(folder: Path) -> transformers.XLMRobertaTokenizerFast:
     return tokenizer
 
 
+def roberta_tokenizer(folder: Path) -> transformers.RobertaTokenizerFast:
+    """RoBERTa's kind of vocabulary: bytes, with <s> 0, <pad> 1, </s> 2."""
+    pieces = tokenizers.ByteLevelBPETokenizer()
+    pieces.train_from_iterator(TEXTS, 300, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    files = pieces.save_model(str(folder))
+    tokenizer = transformers.RobertaTokenizerFast(*files, model_max_length=LENGTH)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
 def bert_tokenizer(folder: Path) -> None:
     """CLIPA's kind of vocabulary: WordPiece, with [PAD] 0."""
     pieces = ["a", "photo", "of", "cat", ".", ",", "two", "dog", "##s", "and", "red", "ball", "the", "sea", "ship", "4"]
@@ -462,6 +472,33 @@ def open_clip_trunk(name: str, trunk: str, pool: str, seed: int) -> None:
     open_clip_directory(name, vision, seed, custom_text=True)
 
 
+def open_clip_convnext(name: str, trunk: str, proj: str, seed: int) -> None:
+    vision = {"image_size": 64, "timm_model_name": trunk, "timm_pool": "", "timm_proj": proj}
+    vision |= {"timm_drop": 0.0, "timm_model_kwargs": {"dims": [8, 16, 32, 64], "depths": [1, 1, 2, 1]}}
+    open_clip_directory(name, vision, seed)
+
+
+# Width, depth, heads, width of the MLP, rows of the token embedding; see `clip_jax.pretrained.bert.MODELS`.
+TINY_ROBERTA = {"tiny-roberta": (32, 2, 4, 48, 320)}
+
+
+def roberta_config(name: str, sizes: dict) -> transformers.RobertaConfig:
+    """The configuration that transformers would download."""
+    width, depth, heads, mlp_dim, vocab_size = sizes[name]
+    kind = transformers.XLMRobertaConfig if name.startswith("xlm") else transformers.RobertaConfig
+    return kind(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=mlp_dim,
+        vocab_size=vocab_size, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1,
+    )  # fmt: skip
+
+
+def open_clip_roberta(name: str, tokenizer, seed: int, **text) -> None:
+    text = {"hf_model_name": "tiny-roberta", "hf_tokenizer_name": "roberta-base", "hf_model_pretrained": False} | text
+    config = functools.partial(roberta_config, sizes=TINY_ROBERTA)
+    with unittest.mock.patch.object(transformers.AutoConfig, "from_pretrained", config):
+        open_clip_directory(name, VIT, seed, text=text, tokenizer=tokenizer, custom_text=True, quick_gelu=True)
+
+
 def openai_file(name: str, vision_layers, vision_width: int, seed: int, script: bool) -> None:
     from clip.model import CLIP
 
@@ -535,6 +572,8 @@ def main() -> None:
     open_clip_coca("open-clip-coca", 27)
     open_clip_trunk("open-clip-pe", "vit_pe_core_base_patch16_224", "map", 29)
     open_clip_trunk("open-clip-eva02", "eva02_base_patch16_clip_224", "token", 31)
+    open_clip_convnext("open-clip-convnext", "convnext_large", "mlp", 33)
+    open_clip_roberta("open-clip-roberta", xlm_tokenizer, 35)
     long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)

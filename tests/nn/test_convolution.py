@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType
 
-from nn_jax.convolution import convolve
+from nn_jax import convolution
+from nn_jax.convolution import DepthwiseConv, convolve
 
 RNG = np.random.default_rng(0)
 ORDER = ("NHWC", "HWIO", "NHWC")
@@ -180,6 +181,29 @@ def test_patches_are_multiplied_in_all_passes(dtype):
         assert y.dtype == like.dtype
         rounding = 0 if y.dtype == jnp.float32 else 2**-8
         np.testing.assert_allclose(y.astype(jnp.float32), z, atol=1e-5, rtol=rounding)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_is_laxs_in_both_forms(stride, monkeypatch):
+    """Value and gradients, as a CPU and as other devices compute them."""
+    x, kernel = arrays((2, 9, 8, 3), (5, 5, 1, 3))
+    variables = {"params": {"kernel": kernel, "bias": jnp.arange(3.0)}}
+
+    def compute(function):
+        y, pull = jax.vjp(function, x, variables)
+        return jax.tree.leaves((y, pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))))
+
+    def lax_convolution(x, variables):
+        options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 3}
+        kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+        return lax.conv_general_dilated(x, kernel, (stride, stride), ((2, 2), (2, 2)), **options) + bias[None, None, None]
+
+    expected = compute(lax_convolution)
+    module = DepthwiseConv(5, jnp.float32, stride)
+    for device in ("cpu", "tpu"):
+        monkeypatch.setattr(convolution, "platform", lambda device=device: device)
+        for y, z in zip(compute(lambda x, variables: module.apply(variables, x)), expected, strict=True):
+            np.testing.assert_allclose(y, z, atol=2e-5)
 
 
 def test_in_a_loop_the_kernel_keeps_its_order():

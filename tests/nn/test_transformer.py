@@ -120,11 +120,16 @@ def test_gates_and_norms_of_branches_equal_their_twin(x, branch_norms):
             return (lambda z: twin_norm(z, p[name], 1e-5)) if is_used else (lambda z: z)
 
         attention_norm = norm("attention_norm", branch_norms in ("sandwich", "normformer"))
-        mlp_norm = norm("mlp_norm", branch_norms != "none")
-        y = y + attention_norm(twin_attention(twin_norm(y, p["norm1"], 1e-5), p["attention"], True))
+        mlp_norm = norm("mlp_norm", branch_norms in ("sandwich", "normformer", "inner", "double"))
+        # Norms at the inputs of branches, at their outputs, or after the sum.
+        place = {"output": 1, "post": 2}.get(branch_norms, 0)
+        first, second = ([norm(name, i == place) for i in range(3)] for name in ("norm1", "norm2"))
+        y = first[2](y + first[1](attention_norm(twin_attention(first[0](y), p["attention"], True))))
         is_inner = branch_norms in ("normformer", "inner")
         inner, outer = (mlp_norm, norm("", False)) if is_inner else (norm("", False), mlp_norm)
-        y = y + outer(twin_mlp(twin_norm(y, p["norm2"], 1e-5), p, lambda v: v / (1 + math.exp(-v)), inner))
+        before, outer = (outer, norm("", False)) if branch_norms == "double" else (norm("", False), outer)
+        branch = outer(twin_mlp(before(second[0](y)), p, lambda v: v / (1 + math.exp(-v)), inner))
+        y = second[2](y + second[1](branch))
     np.testing.assert_allclose(apply(module, {"params": params}, x), y, atol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """open_clip itself: small models of its own, and all of its configs, with the parameters counted (`make test-peers`)."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -31,7 +32,7 @@ from clip_jax.pretrained.checkpoint import abstract_variables  # noqa: E402
 CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
 # Text towers of transformers, and image towers that are no plain transformers.
 UNSUPPORTED = re.compile(
-    r"roberta|mt5|nllb|convnext|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA02-E|ViT-M-16-alt"
+    r"coca_roberta|mt5|nllb|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA02-E|ViT-M-16-alt"
 )
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 MODELS = {
@@ -44,6 +45,10 @@ MODELS = {
     "pe-gigantic": lambda name: make_clip.open_clip_trunk(name, "vit_pe_core_gigantic_patch14_448", "map", 28),
     "eva02": lambda name: make_clip.open_clip_trunk(name, "eva02_large_patch14_clip_224", "token", 29),
     "eva": lambda name: make_clip.open_clip_trunk(name, "eva_giant_patch14_224", "token", 30),
+    "convnext": lambda name: make_clip.open_clip_convnext(name, "convnext_base", "linear", 32),
+    "convnext-mlp": lambda name: make_clip.open_clip_convnext(name, "convnext_xxlarge", "mlp", 33),
+    "roberta": lambda name: make_clip.open_clip_roberta(name, make_clip.roberta_tokenizer, 34, hf_proj_type="linear"),
+    "xlm-roberta": lambda name: make_clip.open_clip_roberta(name, make_clip.xlm_tokenizer, 35),
     "openvision": lambda name: make_clip.open_clip_clipa(name, 25, pos_embed_type="sin_cos_2d"),
 }
 
@@ -62,6 +67,7 @@ def without_torchvision():
 @pytest.mark.parametrize("name", MODELS)
 def test_features_and_logits_are_those_of_open_clip(name, tmp_path, monkeypatch):
     monkeypatch.setattr(make_clip, "OUT", tmp_path)
+    monkeypatch.setattr(ours.bert, "MODELS", make_clip.TINY_ROBERTA)
     MODELS[name](name)
     clip, expected = clip_jax.load(tmp_path / name), np.load(tmp_path / name / "expected.npz")
     pictures = sorted((tmp_path / name / "pictures").iterdir())
@@ -72,8 +78,12 @@ def test_features_and_logits_are_those_of_open_clip(name, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file):
+def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file, monkeypatch):
     import open_clip
+    import transformers
+
+    config = functools.partial(make_clip.roberta_config, sizes=ours.bert.MODELS)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", config)
 
     config = json.loads(file.read_text())
     if UNSUPPORTED.search(file.stem):
@@ -83,7 +93,10 @@ def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file):
     options = ours.convert_options(config, file)
     module = model_lib.build(options, options["text"]["vocab_size"], eos_id=2)
     config["vision_cfg"].pop("timm_model_pretrained", None)
-    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    is_bert = "hf_model_name" in config["text_cfg"]
+    kind = open_clip.CustomTextCLIP if config.pop("custom_text", False) or is_bert else open_clip.CLIP
+    if is_bert:
+        config["text_cfg"]["hf_model_pretrained"] = False
     is_coca = "multimodal_cfg" in config
     with torch.device("meta"):
         peer = open_clip.CoCa(**config) if is_coca else kind(**config)
@@ -93,7 +106,26 @@ def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file):
         expected -= sum(p.numel() for p in peer.text_decoder.parameters())
         pooler = peer.visual.attn_pool
         expected -= 0 if pooler is None else pooler.query[1:].numel()
+    if is_bert:  # positions that are not used, and the type, which is part of the others
+        embeddings = peer.text.transformer.embeddings
+        expected -= embeddings.position_embeddings.weight[options["text"]["context_length"] :].numel()
+        expected -= embeddings.token_type_embeddings.weight.numel()
     assert count == expected
+
+
+def test_convnexts_have_the_sizes_and_eps_of_timm():
+    import timm
+
+    for scale in ours.timm.CONVNEXT:
+        name = f"convnext_{scale}"
+        with torch.device("meta"):
+            trunk = timm.create_model(name)
+        config = {"timm_model_name": name, "image_size": 256, "timm_pool": "", "timm_proj": "linear"}
+        options = ours.timm.convert_options(config, 32, Path(name))
+        assert options["width"] == trunk.stem[0].out_channels
+        assert options["layers"] == tuple(len(stage.blocks) for stage in trunk.stages)
+        norms = [module for module in trunk.modules() if isinstance(module, torch.nn.LayerNorm)]
+        assert {norm.eps for norm in norms} == {options["eps"]}, name
 
 
 def trunks() -> list[str]:
@@ -113,7 +145,7 @@ def test_trunks_have_the_activation_and_norms_of_timm(monkeypatch):
         pool, proj = {"siglip": ("map", "none"), "pe_core": ("map", None)}.get(family, ("token", None))
         size = trunk.patch_embed.img_size[0]
         config = {"timm_model_name": name, "image_size": size, "timm_pool": pool, "timm_proj": proj}
-        options = ours.timm.convert_options(config, Path(name))
+        options = ours.timm.convert_options(config, 32, Path(name))
         act = trunk.blocks[0].mlp.act
         activation = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}.get(type(act).__name__, "gelu")
         assert options["activation"] == activation, (name, act)
