@@ -45,7 +45,7 @@ PROMPTS = (
 DRAWN = {"top_p": 0.9, "guidance": 3.0}  # options of the sampling
 
 PAINTED = ("red apple", "sunflower", "owl", "sailboat", "mushroom", "octopus")
-PAINTING: dict = {}
+PAINTING = {"steps": 300, "cuts": 8, "init_noise": "plain", "init_pixels": 1.0, "cut_min": 0.6, "jitter": 0.0}
 
 
 def make_images(data: ConfigDict) -> Iterator[tuple[str, dict, bytes]]:
