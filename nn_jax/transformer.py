@@ -209,10 +209,10 @@ class Transformer(nn.Module):
       attention_index: index of each block's attention among several; (): one for all blocks.
       branch_norms: norms of each block besides those of the inputs of branches: "none"; "sandwich", of the outputs of all
         branches (arXiv 2105.13290, section 2.4); "normformer", of the outputs of attention, and in the MLP before its last
-        product (arXiv 2110.09456, without scales of heads and residuals); "inner", before the last products of self-attention and MLP (arXiv
-        2210.06423); "double", of the normalised input of the MLP (arXiv 2404.02132). Or the norms of branches have another
-        place than their inputs: "output", their outputs (arXiv 2111.09883); "post", the sums of residual stream and output
-        (arXiv 1706.03762).
+        product (arXiv 2110.09456, without scales of heads and residuals); "inner", before the last products of
+        self-attention and MLP (arXiv 2210.06423); "double", of the normalised input of the MLP (arXiv 2404.02132). Or the
+        norms of branches have another place than their inputs: "output", their outputs (arXiv 2111.09883); "post", the sums
+        of residual stream and output (arXiv 1706.03762).
       gated: whether the MLP is gated, activation(x W) * (x V) (arXiv 2002.05202).
       bias: whether products have biases.
       key_bias: whether keys have a bias, if products have biases.
