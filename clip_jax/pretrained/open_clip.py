@@ -12,7 +12,7 @@ from train_jax.data.text import AnyTokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import from_peer
 from train_jax.weights.tensors import open_tensors
-from train_jax.weights.wrappers import unwrap
+from train_jax.weights.wrappers import holds, unwrap
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
@@ -57,7 +57,9 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         raise LoadError(f"{path} holds no weights: none of {', '.join(WEIGHTS)}")
     source = str(weights)
     trunk = config["vision_cfg"].get("timm_model_name")
-    tensors = unwrap(open_tensors(weights), timm.ANCHORS[model["image"]["tower"]] if trunk else openai.ANCHOR, source)
+    tensors = open_tensors(weights)
+    anchors = [name for name in (timm.ANCHORS if trunk else (openai.ANCHOR,)) if holds(tensors, name)]
+    tensors = unwrap(tensors, anchors[0], source) if anchors else tensors
     tensors = {name.removeprefix("text."): x for name, x in tensors.items()}
     ignored = (*openai.IGNORED, *(_CAPTIONING if config.get("multimodal_cfg") else ()))
     image_entries, text_entries = timm.list_entries(model["image"]) if trunk else None, None
