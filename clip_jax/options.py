@@ -117,8 +117,8 @@ class ImageOptions(Options):
         stride = MBCONV_STRIDE
         if self.stem == "mbconv" and (self.patch != stride or self.size % stride or len(self.stem_layers) != 2):
             raise ConfigError(
-                f"config.{path}.stem = 'mbconv' needs patch = {stride}, a size of a multiple of it and two stem_layers; they "
-                f"are {self.patch}, {self.size} and {self.stem_layers}"
+                f"config.{path}.stem = 'mbconv' needs patch = {stride}, a size of a multiple of it and two stem_layers: "
+                f"they are {self.patch}, {self.size} and {self.stem_layers}"
             )
         if self.rope == "none" and (self.rope_offset or self.rope_grid):
             raise ConfigError(f"config.{path}.rope_offset and rope_grid have no meaning with config.{path}.rope = 'none'")
