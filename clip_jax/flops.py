@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from clip_jax.options import CLIPOptions
+from clip_jax.options import CLIPOptions, ImageOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
 
@@ -43,6 +43,8 @@ def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
             stem += conv_flops(side, side, 3, channels, out_channels)
             channels = out_channels
         stem += conv_flops(grid, grid, 1, channels, image.width)
+    elif image.stem == "mbconv":
+        stem = _mbconv_flops(image)
     else:
         stem = conv_flops(grid, grid, image.patch, 3, image.width)
     body = transformer_flops(tokens, image.width, image.depth, image.mlp_ratio, image.gated)
@@ -56,6 +58,20 @@ def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
             1, image.width, hidden
         )
     return stem + body + head
+
+
+def _mbconv_flops(image: ImageOptions) -> int:
+    side, channels = image.size // 2, image.stem_channels
+    total = conv_flops(side, side, 3, 3, channels) + conv_flops(side, side, 3, channels, channels)
+    for stage, blocks in enumerate(image.stem_layers):
+        features = image.stem_channels * 2**stage
+        for block in range(blocks):
+            total += dense_flops(side**2, channels, 4 * features)
+            side = side if block else side // 2
+            total += conv_flops(side, side, 3, 1, 4 * features) + dense_flops(side**2, 4 * features, features)
+            total += dense_flops(side**2, channels, features) if channels != features else 0
+            channels = features
+    return total + conv_flops(side // 2, side // 2, 3, channels, image.width)
 
 
 def _resnet_flops(options: CLIPOptions) -> int:

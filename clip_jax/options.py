@@ -10,6 +10,7 @@ from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
+MBCONV_STRIDE = 16  # pixels per position of the stem mbconv
 STRIDE = 32  # pixels per position of the last feature map of a ResNet or ConvNeXt
 # Options of towers that are no ViT, which has all but the layers.
 _OPTIONS = {
@@ -29,7 +30,8 @@ class ImageOptions(Options):
 
     added = (
         "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated", "branch_norms", "key_bias",
-        "class_token", "norm_after_pool", "proj_bias", "drop_margin", "proj_hidden",
+        "class_token", "norm_after_pool", "proj_bias", "drop_margin", "proj_hidden", "stem_channels", "stem_layers",
+        "learned_positions",
     )  # fmt: skip
 
     tower: str = option(
@@ -42,8 +44,13 @@ class ImageOptions(Options):
     heads: int = option(12, "number of attention heads; of a ResNet: of the pooling", least=1)
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
     stem: str = option(
-        "patch", "patch embedding, or several early convolutions (arXiv 2106.14881)", choices=("patch", "conv")
+        "patch",
+        "patch embedding, several early convolutions (arXiv 2106.14881), or two stages of inverted bottlenecks (ViTamin's)",
+        choices=("patch", "conv", "mbconv"),
     )
+    stem_channels: int = option(64, "channels of the first stage of the stem mbconv, half of the second's", least=1)
+    stem_layers: tuple[int, ...] = option((2, 4), "number of blocks in both stages of the stem mbconv", least=1)
+    learned_positions: bool = option(True, "whether there are learned embeddings of positions")
     stem_bias: bool = option(False, "whether the patch embedding has a bias")
     pool: str = option(
         "cls",
@@ -59,7 +66,7 @@ class ImageOptions(Options):
     pool_mlp_ratio: float = option(0.0, "width of the MLP of the pool map, in widths; 0: mlp_ratio", least=0)
     rope: str = option(
         "none",
-        "rotary embedding of patches, besides learned positions: which coordinate turns the first half of a head",
+        "rotary embedding of patches, also besides learned positions: which coordinate turns the first half of a head",
         choices=("none", "rows_first", "columns_first"),
     )
     rope_offset: float = option(0.0, "coordinate of the first row and column of patches, for rope")
@@ -107,6 +114,12 @@ class ImageOptions(Options):
                     f"config.{path}.width = {self.width} must be a multiple of 4 * patch = {4 * self.patch} "
                     "with the conv stem"
                 )
+        stride = MBCONV_STRIDE
+        if self.stem == "mbconv" and (self.patch != stride or self.size % stride or len(self.stem_layers) != 2):
+            raise ConfigError(
+                f"config.{path}.stem = 'mbconv' needs patch = {stride}, a size of a multiple of it and two stem_layers: "
+                f"they are {self.patch}, {self.size} and {self.stem_layers}"
+            )
         if self.rope == "none" and (self.rope_offset or self.rope_grid):
             raise ConfigError(f"config.{path}.rope_offset and rope_grid have no meaning with config.{path}.rope = 'none'")
         if self.rope != "none" and self.width // self.heads % 4:

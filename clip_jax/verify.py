@@ -45,6 +45,8 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         more = "" if image.rope == "none" else f", rotary positions ({image.rope})"
         more += ", gated MLPs" * image.gated + f", {image.branch_norms} norms in branches" * (image.branch_norms != "none")
+        more += ", stem of inverted bottlenecks" * (image.stem == "mbconv")
+        more += "" if image.learned_positions else ", no learned positions"
         more += "" if image.key_bias else ", keys without bias"
         tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]

@@ -1,4 +1,4 @@
-"""Vision transformer (arXiv 2010.11929) as the image tower, with a patch stem or a convolutional stem."""
+"""Vision transformer (arXiv 2010.11929) as the image tower, with a patch stem or a stem of convolutions."""
 
 import math
 
@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from clip_jax.mbconv import MBConvStem
 from clip_jax.options import CLIPOptions
 from clip_jax.projection import project
 from nn_jax.attention import Context, CrossAttention, attend
@@ -135,21 +136,26 @@ class VisionTower(nn.Module):
         std = image.width**-0.5
         if image.stem == "conv":
             x = ConvStem(image.patch, image.width, dtype, name="stem")(x)
+        elif image.stem == "mbconv":
+            options = self.options.activation, self.options.eps, dtype
+            x = MBConvStem(image.stem_channels, image.stem_layers, image.width, *options, name="stem")(x)
         else:
             options = {"stride": image.patch, "bias": image.stem_bias, "std": std, "axes": ("channels_in", "embed")}
             x = Conv(image.width, image.patch, dtype, **options, name="stem")(x)
         x = x.reshape(x.shape[0], -1, image.width)
         first = int(image.has_class_token)
         shape = (x.shape[1] + first, image.width)
-        positions = self.param("positions", with_axis_names(nn.initializers.normal(std), "length", "embed"), shape)
-        x = add_parameter(x, positions[first:])
+        if image.learned_positions:
+            positions = self.param("positions", with_axis_names(nn.initializers.normal(std), "length", "embed"), shape)
+            x = add_parameter(x, positions[first:])
         patches = jnp.arange(x.shape[1])[None]
         if self.patch_dropout and not deterministic:
             patches = sample_patches(x.shape[:2], self.patch_dropout, self.make_rng("dropout"))
             x = jnp.take_along_axis(x, patches[:, :, None], axis=1)
         if image.has_class_token:
             token = self.param("cls", with_axis_names(nn.initializers.normal(std), "embed"), (image.width,))
-            token = jnp.broadcast_to(token + positions[0], (x.shape[0], 1, image.width)).astype(dtype)
+            token = token + positions[0] if image.learned_positions else token
+            token = jnp.broadcast_to(token, (x.shape[0], 1, image.width)).astype(dtype)
             x = jnp.concatenate([token, x], axis=1)
         return x, patches
 

@@ -85,7 +85,7 @@ def _open_file(path: Path) -> Checkpoint | None:
     tensors = open_tensors(path)
     if holds(tensors, hugging_face.ANCHOR):
         return hugging_face.open_directory(path.parent, path)
-    if not any(holds(tensors, anchor) for anchor in (openai.ANCHOR, *timm.ANCHORS.values())):
+    if not any(holds(tensors, anchor) for anchor in (openai.ANCHOR, *timm.ANCHORS)):
         raise LoadError(f"{path} holds no CLIP: neither {openai.ANCHOR} nor {hugging_face.ANCHOR} is among its tensors")
     if (path.parent / open_clip.CONFIG).is_file() and not openai_file.is_openai_file(path, tensors):
         return open_clip.open_directory(path.parent, path)

@@ -12,7 +12,7 @@ from train_jax.data.text import AnyTokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import from_peer
 from train_jax.weights.tensors import open_tensors
-from train_jax.weights.wrappers import unwrap
+from train_jax.weights.wrappers import holds, unwrap
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip_pytorch_model.bin")
@@ -56,12 +56,14 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     if weights is None:
         raise LoadError(f"{path} holds no weights: none of {', '.join(WEIGHTS)}")
     source = str(weights)
-    trunk = config["vision_cfg"].get("timm_model_name")
-    tensors = unwrap(open_tensors(weights), timm.ANCHORS[model["image"]["tower"]] if trunk else openai.ANCHOR, source)
+    trunk, bert_name = config["vision_cfg"].get("timm_model_name"), config["text_cfg"].get("hf_model_name")
+    tensors = open_tensors(weights)
+    anchors = [name for name in (timm.ANCHORS if trunk else (openai.ANCHOR,)) if holds(tensors, name)]
+    tensors = unwrap(tensors, anchors[0], source) if anchors else tensors
     tensors = {name.removeprefix("text."): x for name, x in tensors.items()}
     ignored = (*openai.IGNORED, *(_CAPTIONING if config.get("multimodal_cfg") else ()))
     image_entries, text_entries = timm.list_entries(model["image"]) if trunk else None, None
-    if config["text_cfg"].get("hf_model_name"):
+    if bert_name:
         tensors, ignored = bert.fold_positions(tensors, model["text"]["context_length"]), (*ignored, *bert.IGNORED)
         text_entries = bert.list_entries(model["text"])
     table = openai.list_entries(model, image_entries, text_entries)
@@ -72,7 +74,9 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         tokenizer=_open_tokenizer(path, config["text_cfg"], model, file),
         preprocess=open_preprocess(path, model["image"]["size"]),
         read=lambda: (from_peer(tensors, table, source, ignored), source),
-        files=f"{weights.name}, {CONFIG}" + (f" (sizes and activation of images: timm's {trunk})" if trunk else ""),
+        files=f"{weights.name}, {CONFIG}"
+        + (f" (sizes and activation of images: timm's {trunk})" if trunk else "")
+        + (f" (sizes and activation of texts: transformers' {bert_name})" if bert_name else ""),
     )
 
 

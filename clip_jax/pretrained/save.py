@@ -26,7 +26,7 @@ _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.item
 # Option values that the models of transformers support; other values cannot be saved.
 _VIT = {
     "stem": "patch", "rope": "none", "gated": False, "branch_norms": "none", "key_bias": True, "class_token": False,
-    "norm_after_pool": False, "proj_bias": False, "proj_hidden": 0,
+    "norm_after_pool": False, "proj_bias": False, "proj_hidden": 0, "learned_positions": True,
 }  # fmt: skip
 _TEXT = {"proj": True, "branch_norms": "none", "pad_id": -1, "proj_hidden": 0}
 _CLIP = {

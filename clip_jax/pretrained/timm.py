@@ -14,14 +14,16 @@ from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry
 
 TRUNK = "visual.trunk"
+_BACKBONE = f"{TRUNK}.patch_embed.backbone"  # of ViTamin
 # One of these is present in every trunk that is supported; identifies the format.
-ANCHORS = {"vit": f"{TRUNK}.patch_embed.proj.weight", "convnext": f"{TRUNK}.stem.0.weight"}
+ANCHORS = (f"{TRUNK}.patch_embed.proj.weight", f"{TRUNK}.stem.0.weight", f"{_BACKBONE}.stem.conv1.weight")
 _NAMES = (
     re.compile(r"vit_(?P<scale>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<family>siglip|clip)_(?P<quick>quickgelu_)?(?P<size>\d+)"),
     re.compile(r"vit_(?P<family>pe_core)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_(?P<size>\d+)"),
     re.compile(r"(?P<family>eva02)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_clip_(?P<size>\d+)"),
     re.compile(r"(?P<family>eva)_(?P<scale>giant)_patch(?P<patch>14)_(?P<size>224)"),
     re.compile(r"(?P<family>convnext)_(?P<scale>[a-z]+)"),
+    re.compile(r"(?P<family>vitamin)_(?P<scale>[a-z]+2?)_(?P<size>\d+)"),
 )
 _VIT = {"base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0)}
 # Width, depth, heads, and ratio of the MLP's width, by family and scale.
@@ -29,7 +31,7 @@ _SCALES = {
     "siglip": _VIT | {"so400m": (1152, 27, 16, 3.7362), "giantopt": (1536, 40, 16, 4.0)},
     "clip": _VIT,
     "pe_core": _VIT | {"tiny": (192, 12, 3, 4.0), "small": (384, 12, 6, 4.0), "gigantic": (1536, 50, 16, 8960 / 1536)},
-    "eva02": {"base": (768, 12, 12, 8 / 3), "large": (1024, 24, 16, 8 / 3)},
+    "eva02": {"base": (768, 12, 12, 8 / 3), "large": (1024, 24, 16, 8 / 3), "enormous": (1792, 64, 16, 15360 / 1792)},
     "eva": {"giant": (1408, 40, 16, 6144 / 1408)},
 }
 # Width of the first stage, blocks of the stages and eps, by scale.
@@ -37,7 +39,12 @@ CONVNEXT = {
     "tiny": (96, (3, 3, 9, 3), 1e-6), "small": (96, (3, 3, 27, 3), 1e-6), "base": (128, (3, 3, 27, 3), 1e-6),
     "large": (192, (3, 3, 27, 3), 1e-6), "xlarge": (256, (3, 3, 27, 3), 1e-6), "xxlarge": (384, (3, 4, 30, 3), 1e-5),
 }  # fmt: skip
-_SCALES["convnext"] = CONVNEXT
+# Channels and blocks of the stem, width, depth and heads.
+VITAMIN = {
+    "small": (64, (2, 4), 384, 14, 6), "base": (128, (2, 4), 768, 14, 12), "large": (160, (2, 4), 1024, 31, 16),
+    "large2": (160, (2, 4), 1024, 31, 16), "xlarge": (192, (2, 4), 1152, 32, 16),
+}  # fmt: skip
+_SCALES |= {"convnext": CONVNEXT, "vitamin": VITAMIN}
 _TANH = re.compile(r"vit_(base_patch32_siglip|large_patch16_siglip_512|so400m_patch16|giantopt)")
 _POOLS = {"siglip": "map", "pe_core": "map"}  # of the others: token
 _PROJECTIONS = {"siglip": ("none",)}  # the others have the trunk's own
@@ -63,11 +70,13 @@ def convert_options(config: Mapping, embed_dim: int, file: Path) -> dict:
         raise LoadError(
             f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
             "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE, vit_pe_core_SCALE_patchP_SIZE, "
-            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224 and convnext_SCALE"
+            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224, convnext_SCALE and vitamin_SCALE_SIZE"
         )
     family = match["family"]
     if family == "convnext":
         return _convert_convnext(config, match["scale"], embed_dim, file)
+    if family == "vitamin":
+        return _convert_vitamin(config, match, embed_dim, file)
     width, depth, heads, mlp_ratio = _SCALES[family][match["scale"]]
     sizes = {"size": int(match["size"]), "patch": int(match["patch"])}
     sizes |= {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
@@ -94,7 +103,8 @@ def convert_options(config: Mapping, embed_dim: int, file: Path) -> dict:
         return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-5}
     if family in ("eva", "eva02"):
         options = {"stem_bias": True, "pre_norm": False, "proj_bias": True, "key_bias": False}
-        if family == "eva":
+        if family == "eva" or match["scale"] == "enormous":
+            options |= {"branch_norms": "output"} if family == "eva02" else {}
             return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-6}
         options |= {"rope": "rows_first", "rope_grid": _EVA02_GRID, "gated": True, "branch_norms": "inner"}
         return {"tower": "vit", **sizes, **options, "activation": "silu", "eps": 1e-6}
@@ -113,6 +123,18 @@ def _convert_convnext(config: Mapping, scale: str, embed_dim: int, file: Path) -
     layers = tuple(kwargs.get("layers", layers))
     options = {"size": config["image_size"], "width": width, "layers": layers, **projection}
     return {"tower": "convnext", **options, "activation": "gelu", "eps": eps}
+
+
+def _convert_vitamin(config: Mapping, match: re.Match, embed_dim: int, file: Path) -> dict:
+    channels, layers, width, depth, heads = VITAMIN[match["scale"]]
+    size = _read_kwargs(config, {"img_size": "size"}, file).get("size", int(match["size"]))
+    has_positions = match["scale"] != "xlarge"
+    if has_positions and config["image_size"] != size:
+        raise LoadError(f"{file}: vision_cfg.image_size = {config['image_size']!r}; {match[0]} has {size}")
+    options = {"size": config["image_size"], "patch": 16, "width": width, "depth": depth, "heads": heads, "mlp_ratio": 2.0}
+    options |= {"stem": "mbconv", "stem_channels": channels, "stem_layers": layers, "learned_positions": has_positions}
+    options |= {"pool": "mean", "norm_after_pool": True, "pre_norm": False, "gated": True, "branch_norms": "double"}
+    return {"tower": "vit", **options, **_check_projection(config, embed_dim, file), "activation": "gelu", "eps": 1e-6}
 
 
 def _check_projection(config: Mapping, embed_dim: int, file: Path) -> dict:
@@ -170,23 +192,51 @@ def _projection_entries(image: Mapping) -> Iterator[Entry]:
 
 def _vit_entries(image: Mapping) -> Iterator[Entry]:
     heads = image["heads"]
-    yield from linear_entries("vision/stem", f"{TRUNK}.patch_embed.proj", "conv", bias=image.get("stem_bias", False))
+    is_vitamin = image.get("stem") == "mbconv"
+    if is_vitamin:
+        yield from _mbconv_entries(image)
+    else:
+        yield from linear_entries("vision/stem", f"{TRUNK}.patch_embed.proj", "conv", bias=image.get("stem_bias", False))
     if image.get("class_token", image.get("pool", "cls") == "cls"):
         yield Entry("vision/cls", (f"{TRUNK}.cls_token",), "vector")
-    yield Entry("vision/positions", (f"{TRUNK}.pos_embed",), "rows")
+    if image.get("learned_positions", True):
+        yield Entry("vision/positions", (f"{TRUNK}.pos_embed",), "rows")
     if image.get("pre_norm", True):
         yield from norm_entries("vision/norm_pre", f"{TRUNK}.norm_pre")
     for index in range(image["depth"]):
         yield from _block_entries(f"vision/transformer/block_{index}", f"{TRUNK}.blocks.{index}", image)
-    yield from norm_entries("vision/norm_post", f"{TRUNK}.norm")
+    yield from norm_entries("vision/norm_post", f"{TRUNK}.{'fc_norm' if image.get('norm_after_pool') else 'norm'}")
     if image.get("pool") == "map":
         yield from _attention_pool_entries("vision/head", f"{TRUNK}.attn_pool", image.get("pool_heads", heads))
-    if image.get("proj", True):
+    if is_vitamin:
+        yield from _projection_entries(image)
+    elif image.get("proj", True):
         yield from linear_entries("vision/proj", f"{TRUNK}.head")
+
+
+def _mbconv_entries(image: Mapping) -> Iterator[Entry]:
+    ours, theirs, channels = "vision/stem", _BACKBONE, image["stem_channels"]
+    for name in ("conv1", "conv2"):
+        yield from linear_entries(f"{ours}/{name}", f"{theirs}.stem.{name}", "conv")
+    yield from norm_entries(f"{ours}/norm1", f"{theirs}.stem.norm1")
+    for stage, blocks in enumerate(image["stem_layers"]):
+        features = image["stem_channels"] * 2**stage
+        for index in range(blocks):
+            mine, block = f"{ours}/stage{stage + 1}_{index}", f"{theirs}.stages.{stage}.{index}"
+            yield from norm_entries(f"{mine}/norm", f"{block}.pre_norm")
+            yield from linear_entries(f"{mine}/expand", f"{block}.conv1_1x1", "conv1x1_to_linear")
+            yield from linear_entries(f"{mine}/conv", f"{block}.conv2_kxk", "conv")
+            yield from linear_entries(f"{mine}/project", f"{block}.conv3_1x1", "conv1x1_to_linear")
+            if channels != features:
+                yield from linear_entries(f"{mine}/shortcut", f"{block}.shortcut.expand", "conv1x1_to_linear")
+            channels = features
+    yield from norm_entries(f"{ours}/norm", f"{theirs}.pool.norm")
+    yield from linear_entries(f"{ours}/proj", f"{theirs}.pool.proj", "conv")
 
 
 def _block_entries(ours: str, theirs: str, image: Mapping) -> Iterator[Entry]:
     heads, attention, has_norms = image["heads"], f"{theirs}.attn", image.get("branch_norms") == "inner"
+    is_double = image.get("branch_norms") == "double"
     yield from norm_entries(f"{ours}/norm1", f"{theirs}.norm1")
     yield from norm_entries(f"{ours}/norm2", f"{theirs}.norm2")
     is_joint = not has_norms  # EVA-02 has three products
@@ -200,11 +250,13 @@ def _block_entries(ours: str, theirs: str, image: Mapping) -> Iterator[Entry]:
     yield from linear_entries(f"{ours}/attention/out", f"{attention}.proj", "merge_heads", heads)
     if has_norms:
         yield from norm_entries(f"{ours}/attention/norm", f"{attention}.norm")
+    if has_norms or is_double:
         yield from norm_entries(f"{ours}/mlp_norm", f"{theirs}.mlp.norm")
+    gate, entry, out = ("w0", "w1", "w2") if is_double else ("fc1_g", "fc1_x" if image.get("gated") else "fc1", "fc2")
     if image.get("gated"):
-        yield from linear_entries(f"{ours}/mlp_gate", f"{theirs}.mlp.fc1_g")
-    yield from linear_entries(f"{ours}/mlp_in", f"{theirs}.mlp.{'fc1_x' if image.get('gated') else 'fc1'}")
-    yield from linear_entries(f"{ours}/mlp_out", f"{theirs}.mlp.fc2")
+        yield from linear_entries(f"{ours}/mlp_gate", f"{theirs}.mlp.{gate}")
+    yield from linear_entries(f"{ours}/mlp_in", f"{theirs}.mlp.{entry}")
+    yield from linear_entries(f"{ours}/mlp_out", f"{theirs}.mlp.{out}")
 
 
 def _attention_pool_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:

@@ -44,6 +44,12 @@ def test_flops_of_a_resnet():
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
 
 
+def test_flops_of_a_vitamin():
+    image = {"patch": 16, "width": 64, "depth": 2, "heads": 2, "pool": "mean", "gated": True, "mlp_ratio": 2.0}
+    options, expected = counted(image | {"stem": "mbconv", "stem_channels": 16, "stem_layers": (2, 1)}, "encode_image")
+    assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
+
+
 def test_flops_of_a_convnext():
     image = {"tower": "convnext", "width": 16, "layers": (1, 1, 2, 1), "proj_hidden": 16}
     options, expected = counted(image, "encode_image")

@@ -283,6 +283,8 @@ def test_tensor_and_fsdp_really_split_the_kernels(scan):
         ({"image": {"tower": "convnext", "size": 32, "layers": (1, 1)}}, "a convnext has four stages"),
         ({"text": {"proj": False}}, "embed_dim = 12 must be text.width = 16"),
         ({"text": {"eps": -1.0}}, "eps = -1"),
+        ({"image": {"stem": "mbconv", "patch": 8}}, "stem = 'mbconv' needs patch = 16"),
+        ({"image": {"stem": "mbconv", "patch": 16, "stem_layers": (1,)}}, "needs patch = 16, .* two stem_layers"),
         ({"text": {"pad_id": 1, "pool": "cls"}}, "pad_id = 1 must be -1 with config.model.text.pool = 'cls'"),
     ],
 )
@@ -303,6 +305,16 @@ def test_a_convnext_trains_and_embeds_each_position(random_params, remat):
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
     flat = {"stem", "norm_stem", "stage1_0", "norm2", "downsample2", "stage2_0", "stage3_1", "norm_post", "proj"}
     assert flat < set(grads) and set(module.options.image.identity()) == {"tower", "size", "width", "layers"}
+
+
+def test_every_part_of_a_vitamin_is_trained(random_params):
+    image = {"size": 32, "patch": 16, "stem": "mbconv", "stem_channels": 8, "stem_layers": (1, 2), "pool": "mean"}
+    module = build(image=SMALL["image"] | image | {"gated": True, "branch_norms": "double", "learned_positions": False})
+    images, ids = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32), inputs()[1]
+    params = random_params(module)
+    assert "positions" not in params["vision"] and {"stage1_0", "stage2_1"} < set(params["vision"]["stem"])
+    grads = jax.jit(jax.grad(lambda p: module.apply({"params": p}, images, ids)[0][:, 0].sum()))(params)["vision"]
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
 
 def test_padding_that_is_not_attended_to_does_not_matter(random_params):

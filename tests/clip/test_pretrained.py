@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import clip_jax
 from clip_jax import LoadError, verify
 from clip_jax.options import CLIPCompute
-from clip_jax.pretrained import bert, open_checkpoint
+from clip_jax.pretrained import bert, open_checkpoint, timm
 from train_jax.data.images import CLIP_MEAN
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
@@ -41,10 +41,11 @@ def model_path(kind: str) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_roberta():
-    """The sizes of open-clip-roberta, whose files only name its text tower."""
+def tiny_sizes():
+    """The sizes of models whose files only name a tower."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(bert.MODELS, "tiny-roberta", (32, 2, 4, 48, 320))
+        patch.setitem(timm.VITAMIN, "small", (8, (1, 2), 32, 2, 4))
         yield
 
 
@@ -366,7 +367,10 @@ def test_a_damaged_file_is_named(kind, copy):
         ("open-clip-convnext", lambda d: vision(d, timm_pool="abs_attn"), "timm_pool = 'abs_attn'; convnext_large has one"),
         ("open-clip-convnext", lambda d: vision(d, timm_model_name="convnext_nano"), "this trunk of timm is not supported"),
         ("open-clip-convnext", lambda d: vision(d, timm_model_kwargs={"use_grn": True}), "kwargs.use_grn is not supported"),
-        ("open-clip-eva02", lambda d: vision(d, timm_model_name="eva02_enormous_patch14_clip_224"), "this trunk of timm"),
+        ("open-clip-vitamin", lambda d: vision(d, image_size=48), "image_size = 48; vitamin_small_224 has 32"),
+        ("open-clip-vitamin", lambda d: vision(d, timm_proj="none"), "timm_proj = 'none'; vitamin_small_224 has one of"),
+        ("open-clip-vitamin", lambda d: vision(d, timm_model_name="vitamin_tiny_224"), "this trunk of timm"),
+        ("open-clip-eva02", lambda d: vision(d, timm_model_name="eva02_tiny_patch14_clip_224"), "this trunk of timm"),
         ("open-clip-metaclip2", lambda d: text(d, eos_id=1), "end token is 2, and text_cfg.eos_id is 1"),
         ("open-clip-coca", lambda d: text(d, pad_id=1), "pad_id = 1 is not supported with embed_cls"),
         ("open-clip-coca", lambda d: vision(d, attentional_pool="parallel"), "attentional_pool = 'parallel' is not"),

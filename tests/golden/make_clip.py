@@ -478,6 +478,20 @@ def open_clip_convnext(name: str, trunk: str, proj: str, seed: int) -> None:
     open_clip_directory(name, vision, seed)
 
 
+def open_clip_vitamin(name: str, trunk: str, proj: str, seed: int) -> None:
+    """ViTamin with small stages, whose sizes no argument of timm changes: (8, (1, 2), 32, 2, 4) in `VITAMIN` of
+    `clip_jax.pretrained.timm`."""
+    from timm.models import vitamin
+
+    def create(variant, embed_cfg, create=vitamin._create_vitamin, **kwargs):
+        stages = vitamin.VitCfg(embed_dim=(8, 16, 32), depths=(1, 2, 1), stem_width=8)
+        return create(variant, embed_cfg=stages, **kwargs | {"embed_dim": 32, "depth": 2, "num_heads": 4})
+
+    vision = {"image_size": 32, "timm_model_name": trunk, "timm_pool": "", "timm_proj": proj}
+    with unittest.mock.patch.object(vitamin, "_create_vitamin", create):
+        open_clip_directory(name, vision | {"timm_model_kwargs": {"img_size": 32}}, seed, custom_text=True)
+
+
 # Width, depth, heads, width of the MLP, rows of the token embedding; see `clip_jax.pretrained.bert.MODELS`.
 TINY_ROBERTA = {"tiny-roberta": (32, 2, 4, 48, 320)}
 
@@ -574,6 +588,7 @@ def main() -> None:
     open_clip_trunk("open-clip-eva02", "eva02_base_patch16_clip_224", "token", 31)
     open_clip_convnext("open-clip-convnext", "convnext_large", "mlp", 33)
     open_clip_roberta("open-clip-roberta", xlm_tokenizer, 35)
+    open_clip_vitamin("open-clip-vitamin", "vitamin_small_224", "linear", 37)
     long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)

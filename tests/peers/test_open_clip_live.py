@@ -32,7 +32,7 @@ from clip_jax.pretrained.checkpoint import abstract_variables  # noqa: E402
 CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
 # Text towers of transformers, and image towers that are no plain transformers.
 UNSUPPORTED = re.compile(
-    r"coca_roberta|mt5|nllb|ViTamin|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|EVA02-E|ViT-M-16-alt"
+    r"coca_roberta|mt5|nllb|swin|MobileCLIP2?-[SB]|vit_(medium|relpos)|ViT-M-16-alt"
 )
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 MODELS = {
@@ -49,6 +49,9 @@ MODELS = {
     "convnext-mlp": lambda name: make_clip.open_clip_convnext(name, "convnext_xxlarge", "mlp", 33),
     "roberta": lambda name: make_clip.open_clip_roberta(name, make_clip.roberta_tokenizer, 34, hf_proj_type="linear"),
     "xlm-roberta": lambda name: make_clip.open_clip_roberta(name, make_clip.xlm_tokenizer, 35),
+    "vitamin": lambda name: make_clip.open_clip_vitamin(name, "vitamin_small_224", "linear", 36),
+    "vitamin-xlarge": lambda name: make_clip.open_clip_vitamin(name, "vitamin_xlarge_336", "mlp", 37),
+    "eva02-enormous": lambda name: make_clip.open_clip_trunk(name, "eva02_enormous_patch14_clip_224", "token", 38),
     "openvision": lambda name: make_clip.open_clip_clipa(name, 25, pos_embed_type="sin_cos_2d"),
 }
 
@@ -68,6 +71,9 @@ def without_torchvision():
 def test_features_and_logits_are_those_of_open_clip(name, tmp_path, monkeypatch):
     monkeypatch.setattr(make_clip, "OUT", tmp_path)
     monkeypatch.setattr(ours.bert, "MODELS", make_clip.TINY_ROBERTA)
+    if "vitamin" in name:
+        for scale in ours.timm.VITAMIN:
+            monkeypatch.setitem(ours.timm.VITAMIN, scale, (8, (1, 2), 32, 2, 4))
     MODELS[name](name)
     clip, expected = clip_jax.load(tmp_path / name), np.load(tmp_path / name / "expected.npz")
     pictures = sorted((tmp_path / name / "pictures").iterdir())
@@ -124,6 +130,23 @@ def test_convnexts_have_the_sizes_and_eps_of_timm():
         options = ours.timm.convert_options(config, 32, Path(name))
         assert options["width"] == trunk.stem[0].out_channels
         assert options["layers"] == tuple(len(stage.blocks) for stage in trunk.stages)
+        norms = [module for module in trunk.modules() if isinstance(module, torch.nn.LayerNorm)]
+        assert {norm.eps for norm in norms} == {options["eps"]}, name
+
+
+def test_vitamins_have_the_sizes_and_eps_of_timm():
+    import timm
+
+    names = timm.list_models("vitamin_*")
+    assert {ours.timm.match_name(name)["scale"] for name in names} == set(ours.timm.VITAMIN)
+    for name in names:
+        with torch.device("meta"):
+            trunk = timm.create_model(name)
+        config = {"timm_model_name": name, "image_size": int(name[-3:]), "timm_pool": "", "timm_proj": "linear"}
+        options = ours.timm.convert_options(config, 32, Path(name))
+        assert (options["depth"], options["heads"]) == (len(trunk.blocks), trunk.blocks[0].attn.num_heads)
+        assert options["learned_positions"] == (trunk.pos_embed is not None)
+        assert options["stem_layers"] == tuple(len(stage) for stage in trunk.patch_embed.backbone.stages)
         norms = [module for module in trunk.modules() if isinstance(module, torch.nn.LayerNorm)]
         assert {norm.eps for norm in norms} == {options["eps"]}, name
 
