@@ -63,7 +63,7 @@ IRRELEVANT = {
     r"vqgan.*:config\.json:sample_size": "a size that the levels do not divide is a default, not the training's",
     r"dalle/dalle-mini.*:config\.json:(bos_token_id|eos_token_id|pad_token_id|do_sample|min_length|max_length|use_cache)":
         "of its sampler",
-    r"dalle/dalle-mini.*:config\.json:(use_scan|use_subln_init|tau_init)": "of its layout and initial values; of cosine attention",
+    r"dalle/dalle-mini.*:config\.json:(use_scan|use_subln_init|tau_init)": "of layout, initial values, cosine attention",
     r"dalle/dalle-mini.*:config\.json:image_vocab_size": "padding of the codes before decoder_start_token_id",
     r"dalle/rudalle.*:config\.json:model_params\.cogview_pb_relax": "the range of scores in 16 bits",
     r"unclip/karlo:model_index\.json:\w+\.\d": "the folders' own configurations tell their classes",
