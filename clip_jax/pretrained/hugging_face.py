@@ -109,8 +109,10 @@ def _convert_tower(section: Mapping, file: Path, defaults: Mapping) -> dict:
     }
 
 
-def _convert_image_size(config: Mapping) -> dict:
+def _convert_image_size(config: Mapping, file: Path) -> dict:
     """Converts the size of images and patches. Convolutions of transformers drop pixels beyond the last whole patch."""
+    if config.get("num_channels", 3) != 3:
+        raise LoadError(f"{file}: num_channels = {config['num_channels']!r}; only images of 3 channels are supported")
     size, patch = config["image_size"], config["patch_size"]
     return {"size": size, "patch": patch} | ({"drop_margin": True} if size % patch else {})
 
@@ -142,7 +144,7 @@ def convert_clip_options(config: Mapping, file: Path) -> dict:
     """Converts the config of a CLIPModel or MetaClip2Model to the options of `CLIPOptions`."""
     text, image = _CLIP_TEXT | config["text_config"], _CLIP_IMAGE | config["vision_config"]
     image = {
-        **_convert_tower(image, file, _CLIP_IMAGE), **_convert_image_size(image), "pool": "cls", "pre_norm": True
+        **_convert_tower(image, file, _CLIP_IMAGE), **_convert_image_size(image, file), "pool": "cls", "pre_norm": True
     }  # fmt: skip
     text = _convert_clip_text_options(text, file) | ({"pool": "eos"} if config["model_type"] == "metaclip_2" else {})
     return join_towers(image, text, embed_dim=config.get("projection_dim", 512), loss="softmax")
@@ -172,7 +174,7 @@ def convert_siglip_options(config: Mapping, file: Path) -> dict:
     embed_dim = text.get("projection_size") or text["hidden_size"]
     image = {
         **_convert_tower(image, file, _SIGLIP_IMAGE),
-        **_convert_image_size(image),
+        **_convert_image_size(image, file),
         "stem_bias": True,
         "pool": "map",
         "pre_norm": False,

@@ -37,6 +37,10 @@ _IGNORED_OPTIONS = {
     "tiktoken_name", "text_mask", "pad_id", "bos_id", "eos_id", "attention_mode", "pos_embed", "rope_temperature",
     "mlp_type", "norm_eps", "norm_placement", "variable_text",
 }  # fmt: skip
+_TOP = {  # options beside the towers; those of the initial values and of captioning do not change the features
+    "embed_dim", "vision_cfg", "text_cfg", "multimodal_cfg", "quick_gelu", "custom_text", "init_logit_scale",
+    "init_logit_bias", "nonscalar_logit_scale", "cast_dtype", "output_dict",
+}  # fmt: skip
 _CAPTIONING = (r"^text_decoder\.",)  # CoCa's second text tower, which has no part in its embeddings
 _TOKENIZER_OPTIONS = {"clean": "whitespace", "strip_sep_token": False}
 
@@ -111,6 +115,8 @@ def convert_options(config: Mapping, file: Path) -> dict:
 
     Raises LoadError for unknown options, since they may change the features.
     """
+    if unknown := config.keys() - _TOP:
+        raise LoadError(f"{file}: model_cfg has {', '.join(sorted(unknown))}; what is understood: {', '.join(sorted(_TOP))}")
     image, text = (read_section(config, name, file) for name in ("vision_cfg", "text_cfg"))
     if text.get("hf_model_name") and config.get("multimodal_cfg"):
         raise LoadError(f"{file}: text_cfg.hf_model_name = {text['hf_model_name']!r} is not supported in a CoCa")
@@ -190,7 +196,7 @@ def _convert_layers(config: Mapping, part: Mapping, where: str) -> dict:
         activation = "gelu_tanh"
     elif act:
         raise LoadError(f"{where}.act_kwargs = {act!r} is not supported")
-    if norm.keys() - {"eps"}:
+    if not isinstance(norm, Mapping) or norm.keys() - {"eps"}:
         raise LoadError(f"{where}.norm_kwargs = {norm!r} is not supported")
     return {"activation": activation, "eps": norm.get("eps", 1e-5)}
 

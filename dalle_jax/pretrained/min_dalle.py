@@ -123,6 +123,11 @@ def _convert_options(hparams: Mapping, text_length: int) -> DALLEOptions:
     for key in ("mlp_bias", "attn_bias"):
         if not hparams[key]:
             raise LoadError(f"stage2.hparams.{key} = {hparams[key]}; only layers with biases are supported")
+    if hparams["ctx_len_txt"] != text_length:
+        raise LoadError(
+            f"stage2.hparams.ctx_len_txt = {hparams['ctx_len_txt']}, dataset.context_length = {text_length}: both are the "
+            "length of condition/positions"
+        )
     options = {
         "text_length": text_length,
         "width": hparams["embed_dim"],

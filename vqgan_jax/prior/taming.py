@@ -42,6 +42,9 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
     transformer = {name: x for name, x in tensors.items() if name.startswith("transformer.")}
     params = from_peer(transformer, _build_entries(hparams), str(path), _IGNORED)
     table, positions, num_codes = params.pop("tokens"), params.pop("positions")[0], first.model["quantizer"]["size"]
+    for key, size in (("vocab_size", len(table)), ("block_size", len(positions))):
+        if hparams.get(key, size) != size:
+            raise LoadError(f"{path}: {key} = {hparams[key]!r}, where the weights have {size}")
     if not max(classes, num_codes) <= len(table):
         raise LoadError(
             f"{path}: {len(table)} tokens are too few for {num_codes} codes and {classes} labels, which share them"

@@ -73,7 +73,8 @@ _DECODER = _UNET | {
     "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,), "addition_embed_type": (None,),
     "resnet_skip_time_act": (False,), "resnet_out_scale_factor": (1.0,), "time_embedding_act_fn": (None,),
     "timestep_post_act": (None,), "time_cond_proj_dim": (None,), "conv_in_kernel": (3,), "conv_out_kernel": (3,),
-    "class_embeddings_concat": (False,),
+    "class_embeddings_concat": (False,), "num_attention_heads": (None,), "dual_cross_attention": (False,),
+    "attention_type": ("default",),
 }  # fmt: skip
 _SUPER_RES = _UNET | {
     "in_channels": (6,), "mid_block_type": ("UNetMidBlock2D",), "add_attention": (False,), "class_embed_type": (None,),
@@ -123,6 +124,8 @@ def open_directory(path: Path) -> UnclipCheckpoint | None:
         decoder = _convert_decoder(decoder_config, text_proj, path)
         super_res = _convert_super_res(first, path / FOLDERS["super_res_first"])
         _convert_super_res(second | {"sample_size": first["sample_size"]}, path / FOLDERS["super_res_last"])
+        for key in ("block_out_channels", "layers_per_block", "norm_num_groups", "resnet_time_scale_shift", "out_channels"):
+            _require(second, {key: (first[key],)}, path / FOLDERS["super_res_last"])
         diffusions = [_convert_scheduler(scheduler, path) for scheduler in schedulers]
     for config, diffusion, folder in zip((decoder_config, first), diffusions, ("decoder", "super_res_first"), strict=True):
         if config["out_channels"] != output_channels(diffusion):

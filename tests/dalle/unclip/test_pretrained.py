@@ -203,7 +203,7 @@ SCHEDULER = "decoder_scheduler/scheduler_config.json"
         (DECODER, {"norm_eps": 1e-6}, "norm_eps = 1e-06; only 1e-05"),
         (DECODER, {"cross_attention_dim": 24}, "text_proj: cross_attention_dim = 20; only 24"),
         (SUPER, {"add_attention": True}, "add_attention = True; only False"),
-        (SUPER, {"layers_per_block": 2}, "lacks .* tensor"),
+        (SUPER, {"layers_per_block": 2}, "super_res_last: layers_per_block = 1; only 2"),
         ("super_res_last/config.json", {"in_channels": 3}, "super_res_last: in_channels = 3; only 6"),
         (SCHEDULER, {"beta_schedule": "linear"}, "beta_schedule = 'linear'; only 'squaredcos_cap_v2'"),
         (SCHEDULER, {"variance_type": "fixed_large"}, "variance_type = 'fixed_large'; only 'fixed_small_log' or 'lea"),
