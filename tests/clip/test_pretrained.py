@@ -20,7 +20,8 @@ from safetensors.numpy import load_file, save_file
 import clip_jax
 from clip_jax import LoadError, verify
 from clip_jax.options import CLIPCompute
-from clip_jax.pretrained import bert, open_checkpoint, timm
+from clip_jax.pretrained import open_checkpoint
+from tests.tiny_towers import tiny_towers
 from train_jax.data.images import CLIP_MEAN
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
@@ -43,9 +44,7 @@ def model_path(kind: str) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def tiny_sizes():
     """The sizes of models whose files only name a tower."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(bert.MODELS, "tiny-roberta", (32, 2, 4, 48, 320))
-        patch.setitem(timm.VITAMIN, "small", (8, (1, 2), 32, 2, 4))
+    with tiny_towers():
         yield
 
 
