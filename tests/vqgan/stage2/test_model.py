@@ -49,7 +49,7 @@ def test_an_encoded_condition_is_no_part_of_the_stream(conditions):
         ({"activation": "tanh"}, "activation"),
         ({"heads": 0}, "heads"),
         ({"depth": 0}, "depth"),
-        ({"branch_norms": "post"}, "branch_norms = 'post'; it must be one of none, sandwich, normformer"),
+        ({"branch_norms": "before"}, "branch_norms = 'before'; it must be one of none, sandwich, normformer"),
         ({"encoder_depth": 1, "vocabulary": "joint"}, "vocabulary = 'joint'; it must be separate with an encoder"),
     ],
 )
