@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import clip_jax
 import dalle_jax
 import vqgan_jax
-from clip_jax.pretrained import text_tower
+from clip_jax.pretrained import bert, text_tower
 from dalle_jax.unclip.context import Context
 from dalle_jax.unclip.pretrained import karlo_files, open_checkpoint, replace_prior, save_karlo
 from tests.tiny_towers import tiny_towers
@@ -89,6 +89,11 @@ FORMATS = (
     Format("clip/open-clip-quick", "open_clip, QuickGELU, `.bin`"),
     Format("clip/open-clip-custom", "open_clip, a text tower of its own"),
     Format("clip/open-clip-resnet", "open_clip, ResNet"),
+    Format("clip/open-clip-convnext", "open_clip, ConvNeXt of timm"),
+    Format(
+        "clip/open-clip-roberta", "open_clip, RoBERTa as text tower",
+        "hf:laion/CLIP-ViT-B-32-roberta-base-laion2B-s12B-b32k", "MIT",
+    ),
     Format("clip/open-clip-training/epoch_3.pt", "open_clip's checkpoint of training"),
     Format("clip/open-clip-clipa", "open_clip, CLIPA", "hf:rwightman/ViT-L-14-CLIPA-datacomp1B"),
     Format("clip/open-clip-coca", "open_clip, CoCa", "hf:laion/CoCa-ViT-B-32-laion2B-s13B-b90k"),
@@ -138,6 +143,8 @@ FORMATS = (
     Format("unclip/eclipse", "ECLIPSE's prior", "hf:ECLIPSE-Community/ECLIPSE_Karlo_Prior", "openrail++"),
 )  # fmt: skip
 _SECOND_STAGES = ("stage2.ckpt", "llamagen-prior")
+# The sizes of clip/open-clip-roberta, whose files only name its text tower.
+TINY_ROBERTA = mock.patch.dict(bert.MODELS, {"tiny-roberta": (32, 2, 4, 48, 320)})
 _TEXTS = ["a photo of a cat.", "Two DOGS  and a red ball", "the sea at night, with many, many, many ships far away", "42"]
 
 
@@ -363,4 +370,5 @@ def main(words: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main(tuple(sys.argv[1:]))
+    with TINY_ROBERTA:
+        main(tuple(sys.argv[1:]))

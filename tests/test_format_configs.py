@@ -58,6 +58,8 @@ IRRELEVANT = {
         "of outputs, tokenizers and poolings that the model has not",
     r"clip.*:open_clip_config\.json:model_cfg\.(custom_text|multimodal_cfg.*)":
         "the weights tell their names; captioning is left out",
+    r"clip/open-clip-roberta:open_clip_config\.json:model_cfg\.text_cfg\.(vocab_size|width|heads|layers)":
+        "the tower of hf_model_name has sizes of its own",
     r"vqgan.*:config\.json:(force_upcast|lookup_from_codebook|scaling_factor|num_resolutions)":
         "of 16 bits, of pipelines; derived",
     r"vqgan.*:config\.json:sample_size": "a size that the levels do not divide is a default, not the training's",
@@ -163,5 +165,7 @@ def fuzz(row: Format, folder: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("golden", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in ROWS])
 def test_every_value_of_a_configuration_is_refused_by_name_or_honoured(golden, tmp_path):
-    row = ROWS[golden]
-    assert list(fuzz(row, Path(shutil.copytree(GOLDEN / row.folder, tmp_path / "golden")))) == []
+    row, folder = ROWS[golden], tmp_path / "golden"
+    shutil.copytree(GOLDEN / row.folder, folder)
+    with formats.TINY_ROBERTA:
+        assert list(fuzz(row, folder)) == []
