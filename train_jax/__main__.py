@@ -24,7 +24,6 @@ import sys
 
 from ml_collections import ConfigDict
 
-from train_jax.arguments import expand_home
 from train_jax.data.errors import USER_ERRORS
 from train_jax.errors import Stopped
 
@@ -70,10 +69,7 @@ def cli(argv: list[str] | None = None) -> None:
     parser.add_argument("--coordinator", help="HOST:PORT of process 0; required if JAX detects no cluster")
     parser.add_argument("--processes", type=int, help="number of processes; requires --coordinator")
     parser.add_argument("--process_index", type=int, help="index of this process; requires --coordinator")
-    arguments, overrides = parser.parse_known_args(expand_home(argv))
-    for word in overrides:
-        if not word.startswith(config_file.OPTION):
-            parser.error(f"unexpected argument {word!r}: options are written {config_file.OPTION}NAME=VALUE")
+    arguments, overrides = config_file.parse_arguments(parser, argv)
     if not arguments.workdir and not arguments.options:
         parser.error("the following arguments are required: --workdir")
     try:

@@ -7,6 +7,7 @@
 Config files may import files of the same folder: `from . import shapes` imports `shapes.py`.
 """
 
+import argparse
 import ast
 import difflib
 import logging
@@ -20,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
+from train_jax.arguments import expand_home
 from train_jax.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,18 @@ FOLDER = next(folder for folder in (_HERE / "configs", _HERE.parent / "configs")
 _MACHINES = "machines"
 _PACKAGE = "_folder_of_a_config"  # package name of a config file's folder while the file runs
 _LITERALS = {"true": "True", "false": "False", "none": "None"}
+
+
+def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parses a command line whose other arguments are overrides, `--config.NAME=VALUE`. Returns `(arguments, overrides)`.
+
+    Exits with the parser's error for an argument that is neither.
+    """
+    arguments, overrides = parser.parse_known_args(expand_home(argv))
+    for word in overrides:
+        if not word.startswith(OPTION):
+            parser.error(f"unexpected argument {word!r}: options are written {OPTION}NAME=VALUE")
+    return arguments, overrides
 
 
 def load(name: str | Path) -> ConfigDict:

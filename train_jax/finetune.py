@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 
 import train_jax
 from train_jax import arguments, config_file, paths
-from train_jax.arguments import expand_home
 from train_jax.data import sources
 from train_jax.data.errors import USER_ERRORS, DataError
 from train_jax.errors import ConfigError, Stopped, UserError
@@ -49,10 +48,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--tolerance", type=float, help="largest loss of each metric to keep (default: 0.02, of a share; 0.5 dB)"
     )
-    options, words = parser.parse_known_args(expand_home(argv))
-    for word in words:
-        if not word.startswith(config_file.OPTION):
-            parser.error(f"unexpected argument {word!r}: options are written {config_file.OPTION}NAME=VALUE")
+    options, words = config_file.parse_arguments(parser, argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("train_jax").setLevel(logging.INFO)
     try:

@@ -25,7 +25,6 @@ import jax
 import numpy as np
 
 from train_jax import arguments, config_file, paths, program_cache, run_directory, sharding, trained_weights
-from train_jax.arguments import expand_home
 from train_jax.data.errors import USER_ERRORS
 from train_jax.errors import ConfigError, UserError
 from train_jax.evaluation.command import evaluate_weights
@@ -57,10 +56,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--keep", action="append", default=[], metavar="NAME/METRIC:LOSS", help="largest loss of another metric, against A"
     )
-    options, words = parser.parse_known_args(expand_home(argv))
-    for word in words:
-        if not word.startswith(config_file.OPTION):
-            parser.error(f"unexpected argument {word!r}: options are written {config_file.OPTION}NAME=VALUE")
+    options, words = config_file.parse_arguments(parser, argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         _run(options, words)

@@ -23,7 +23,6 @@ import jax
 from jax.sharding import Mesh
 
 from train_jax import agreement, arguments, config_file, distributed, paths, program_cache, sharding
-from train_jax.arguments import expand_home
 from train_jax.data import sources
 from train_jax.data.errors import USER_ERRORS
 from train_jax.errors import UserError
@@ -47,10 +46,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="step of the checkpoint of a run (default: the newest)")
     parser.add_argument("--out", metavar="FILE", help=f"file of results (default: {FILE} in each run directory)")
     parser.add_argument("--again", action="store_true", help="evaluate anew what the file holds")
-    options, words = parser.parse_known_args(expand_home(argv))
-    for word in words:
-        if not word.startswith(config_file.OPTION):
-            parser.error(f"unexpected argument {word!r}: options are written {config_file.OPTION}NAME=VALUE")
+    options, words = config_file.parse_arguments(parser, argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         _evaluate_all(options, words)
