@@ -13,14 +13,26 @@ setup(
     description="CLIP, VQGAN and DALL-E in JAX, trained by one sharded step: from one CPU core to a TPU pod.",
     long_description=_README.read_text(encoding="utf-8") if _README.exists() else "",
     long_description_content_type="text/markdown",
+    keywords=["CLIP", "VQGAN", "DALL-E", "unCLIP", "JAX", "Flax", "text-to-image", "contrastive learning"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=[pattern for name in _PACKAGES for pattern in (name, f"{name}.*")])
     + [f"train_jax.{name}" for name in _CONFIGS],
     package_dir={"train_jax.configs": "configs"},
-    # TFDS reads these beside a builder; without them `builder.info` has no description.
-    package_data={"": ["README.md", "TAGS.txt", "CITATIONS.bib", "*.json"]},
+    # TFDS reads these beside a builder; without them `builder.info` has no description. py.typed: annotations are for type
+    # checkers, too (PEP 561).
+    package_data={"": ["README.md", "TAGS.txt", "CITATIONS.bib", "*.json", "py.typed"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.8",

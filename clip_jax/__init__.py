@@ -14,6 +14,8 @@ def __getattr__(name: str):
     # Imported late: `clip-jax --help` and a config that names `clip_jax.task` need neither JAX devices nor checkpoints.
     if name in __all__:
         from clip_jax import clip
+        from train_jax import installation
 
+        installation.check_import_name()
         return getattr(clip, name)
     raise AttributeError(f"module 'clip_jax' has no attribute {name!r}")

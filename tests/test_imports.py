@@ -25,7 +25,7 @@ IMPORTED = {
 # From the lowest up: a module imports from the layers below its own, and of its own layer modules of its own package. It is
 # in the layer of the longest name that it lies in; a package's own name stands for the modules that no layer names.
 LAYERS = {
-    "layers": "nn_jax train_jax.errors train_jax.options train_jax.paths",
+    "layers": "nn_jax train_jax.errors train_jax.installation train_jax.options train_jax.paths",
     "computation": "train_jax.compute",
     "networks and losses": """
         clip_jax.convnext clip_jax.loss clip_jax.mbconv clip_jax.model clip_jax.options clip_jax.projection clip_jax.resnet

@@ -24,8 +24,9 @@ import sys
 
 from ml_collections import ConfigDict
 
+from train_jax import installation
 from train_jax.data.errors import USER_ERRORS
-from train_jax.errors import Stopped
+from train_jax.errors import Stopped, UserError
 
 # Imported when they are called: `train-jax runs` does not need JAX, whose import takes seconds.
 _COMMANDS = {
@@ -42,6 +43,10 @@ _COMMANDS = {
 def cli(argv: list[str] | None = None) -> None:
     """Runs the console command `train-jax`. User errors exit with one line, `error: …`."""
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        installation.check_import_name()
+    except UserError as error:
+        sys.exit(f"error: {error}")
     for name, module in _COMMANDS.items():
         if argv[:1] == [name]:
             sys.exit(importlib.import_module(module).main(argv[1:]))

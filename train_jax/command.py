@@ -53,6 +53,7 @@ def run_command(program: str, arguments: argparse.Namespace, again: str = "") ->
     # Lazy imports, so that --help and invalid arguments respond at once.
     from PIL import Image
 
+    from train_jax import installation
     from train_jax.data.errors import BrokenSample
 
     for stream in (sys.stdout, sys.stderr):  # file names may contain characters that the terminal cannot show
@@ -61,6 +62,7 @@ def run_command(program: str, arguments: argparse.Namespace, again: str = "") ->
     # Images with too many pixels are reported as broken files; Pillow's warning would disrupt the progress bar.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
+        installation.check_import_name()
         code = arguments.run(arguments)
         sys.stdout.flush()
         return code

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,22 +37,34 @@ def test_published_configs_evaluate_on_data_they_do_not_train_on(name):
     assert config.evals and all(options.split == "train[:1%]" for options in config.evals.values())
 
 
-def test_a_wheel_holds_every_config_by_name(tmp_path):
-    """Built from a copy, opened where there is no clone; no package of it has a name that others could have."""
+def pip(command: list[str], **options) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_an_installed_wheel_holds_every_config_by_name(tmp_path):
+    """Made of a copy's archive of sources, installed without network; no package has a name that others could have."""
     source, wheels = tmp_path / "source", tmp_path / "wheels"
     for name in ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--wheel-dir", str(wheels), str(source)], check=True, capture_output=True, timeout=300)
-    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-        wheel.extractall(tmp_path / "site")
+    build = [sys.executable, "-c", "import setuptools.build_meta as b; b.build_sdist('.')"]
+    pip(build, cwd=source)
+    (archive,) = source.glob("*.tar.gz")
+    # Of the archive of sources, not of the clone: so that lacks nothing either.
+    offline = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    pip([*offline, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(wheels), str(archive)])
+    (wheel,) = wheels.glob("*.whl")
+    pip([*offline, "install", "--no-deps", "--no-index", "--no-compile", "--target", str(tmp_path / "site"), str(wheel)])
     files = {file.relative_to(ROOT).as_posix() for file in (ROOT / "configs").glob("*/*.py")}
     installed = {file.relative_to(tmp_path / "site") for file in (tmp_path / "site").glob("train_jax/configs/*/*.py")}
     assert {file.relative_to("train_jax").as_posix() for file in installed} == files
-    tops = {path.name for path in (tmp_path / "site").iterdir() if path.suffix != ".dist-info"}
+    tops = {path.name for path in (tmp_path / "site").iterdir() if path.suffix != ".dist-info"} - {"bin"}
     assert tops == {"nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax"}
+    commands = {path.name for path in (tmp_path / "site" / "bin").iterdir()}
+    assert commands == {"train-jax", "clip-jax", "vqgan-jax", "dalle-jax"}
+    assert all((tmp_path / "site" / top / "py.typed").exists() for top in tops)
     code = "from train_jax import config_file as f; print(f.__file__); print({n: f.load(n).steps for n in f.names()})"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
