@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # XLA takes and gives back large buffers in every update; an allocator that keeps them trains up to 1.5 times as fast on a CPU.
 PRELOAD ?= $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 
-.PHONY: help demo emoji test smoke slow test-peers fuzz lint bench lock
+.PHONY: help demo emoji test smoke slow test-peers fuzz lint docs bench lock
 
 help:  ## List the targets and variables
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -75,6 +75,11 @@ fuzz: $(STAMP)  ## Feed damaged files to everything that reads files (ARGS="--ca
 lint: $(STAMP)  ## Check style and formatting
 	$(RUN) -m ruff check .
 
+# Strict: a link to a page or heading that is not there fails. What that does not see, pictures and addresses, is checked after.
+docs: $(STAMP)  ## Build the pages of docs/ and the reference of all public functions (build/site/index.html)
+	$(RUN) -m zensical build --strict --clean
+	$(RUN) -m tests.check_site build/site
+
 # Those of trained models (drawing, painting) are called by name: their docstrings tell which runs they need.
 bench: $(STAMP)  ## Measure all that needs no trained model, and write docs/benchmarks.md (QUICK=1: ten minutes on two cores)
 	$(RUN) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
@@ -93,7 +98,7 @@ requirements/%.lock:
 lock: VENV := .venv-lock
 lock:  ## Resolve the dependencies afresh and rewrite the lock file of PYTHON
 	$(INTERPRETER) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,docs,dev]'
 	$(RUN) -m pip freeze --all --exclude-editable --exclude pip > requirements/$(VERSION).lock.new
 	mv requirements/$(VERSION).lock.new requirements/$(VERSION).lock
 	rm -r $(VENV)

@@ -74,6 +74,7 @@ setup(
         "faiss": ["faiss-cpu>=1.9"],  # approximate search among millions of pictures
         "optuna": ["optuna>=4.4,<6"],  # train-jax sweep --search=optuna
         "slurm": ["submitit>=1.5"],  # train-jax sweep --launcher=slurm
+        "docs": ["mkdocstrings-python>=2", "zensical>=0.0.73"],  # make docs
         "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
         # The systems this one is compared with, at versions that agree with each other; never needed to train
         # or to use a model.

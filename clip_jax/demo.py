@@ -36,6 +36,7 @@ SIDE = 128  # pixels of a thumbnail
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs `python -m clip_jax.demo` and returns its exit code; see `train_jax.command.run_demo`."""
     return command.run_demo(argv, "clip_jax.demo", __doc__.splitlines()[0], "clip", run)
 
 
@@ -71,6 +72,7 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
+    """Formats shares in [0, 1] as percentages, one a line behind its name."""
     width = max(map(len, metrics), default=0)
     return "\n".join(f"{name:{width}}  {100 * value:6.1f} %" for name, value in metrics.items())
 

@@ -30,6 +30,7 @@ METRICS = ("bits_per_code", "bits_per_text_token", "correct", "concept", "artist
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs `python -m dalle_jax.demo` and returns its exit code; see `train_jax.command.run_demo`."""
     return command.run_demo(argv, "dalle_jax.demo", __doc__.splitlines()[0], "dalle", run)
 
 

@@ -28,6 +28,7 @@ ENLARGED = 3
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs `python -m vqgan_jax.demo` and returns its exit code; see `train_jax.command.run_demo`."""
     return command.run_demo(argv, "vqgan_jax.demo", __doc__.splitlines()[0], "vqgan", run)
 
 

@@ -29,6 +29,7 @@ MARGIN = 130  # width of the column of prompts, in pixels
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs `python -m vqgan_jax.guided.demo` and returns its exit code; see `train_jax.command.run_demo`."""
     return command.run_demo(argv, "vqgan_jax.guided.demo", __doc__.splitlines()[0], None, run)
 
 
