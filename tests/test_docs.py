@@ -121,7 +121,7 @@ def test_commands_are_accepted_by_their_programs_and_options_by_their_configs(pa
         assert words[:2] == ["python", "-m"] and importlib.util.find_spec(words[2]), line
 
 
-# What makes the runs of `your-data` tiny, by the task of their configs.
+# What makes runs tiny, by the family of their configs.
 _TINY = {
     "clip": "model.image.size=16 model.image.width=32 model.image.depth=1 model.image.heads=2 model.embed_dim=8 "
     "model.text.width=16 model.text.depth=1 model.text.heads=2 tokenizer.vocab_size=560",
@@ -131,24 +131,44 @@ _TINY = {
 }
 
 
-@pytest.mark.slow
-def test_your_own_data_from_the_folder_to_a_drawing(own_configs, tmp_path, monkeypatch, capsys):
-    """The commands of the page in their order; only sizes and numbers of updates are others."""
-    device = jax.devices()[:1]  # for one, programs compile sooner
-    monkeypatch.setattr(jax, "devices", lambda: device)
-    (tmp_path / "photos").mkdir()
-    for index, (colour, thing) in enumerate(itertools.product(("red", "green", "blue", "yellow"), range(10))):
-        Image.new("RGB", (24, 20), colour).save(tmp_path / "photos" / f"{index}.png")
-        (tmp_path / "photos" / f"{index}.txt").write_text(f"a {colour} apple, number {thing}")
-    for words in commands("your-data"):
-        if words[0] == "train-jax" and words[1].startswith("--config=") and "--options" not in words:
-            family = re.search("my-(clip|vqgan|dalle)", " ".join(words))[1]
+def run_commands(name: str) -> None:
+    """Runs the commands of a page in their order, but for installing and testing; sizes and numbers of updates are tiny."""
+    for words in (words for words in commands(name) if words[0] in PROGRAMS):
+        if words[1].startswith("--config=") and "--options" not in words:
+            family = config_file.load(words[1].removeprefix("--config=")).task.partition("_")[0]
             tiny = ["steps=2", "log_every=1", "data.batch_size=8", "optim.warmup_steps=1", *_TINY[family].split()]
             words = [*words, *(f"--config.{option}" for option in tiny)]
         try:
             assert PROGRAMS[words[0]](words[1:]) in (0, None)
         except SystemExit as end:  # subcommands of train-jax
             assert not end.code, end.code
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """For one, programs compile sooner."""
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: device)
+
+
+@pytest.mark.slow
+def test_the_quickstart(own_configs, one_device, tmp_path, capsys):
+    Image.new("RGB", (24, 20), "white").save(tmp_path / "photo.png")
+    run_commands("quickstart")
+    printed = capsys.readouterr().out
+    assert "a seven" in printed
+    assert "parameters" in printed.rpartition("clip-digits")[2]
+    (code,) = blocks(PAGES["quickstart"], "python")
+    exec(code, {})
+
+
+@pytest.mark.slow
+def test_your_own_data_from_the_folder_to_a_drawing(own_configs, one_device, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for index, (colour, thing) in enumerate(itertools.product(("red", "green", "blue", "yellow"), range(10))):
+        Image.new("RGB", (24, 20), colour).save(tmp_path / "photos" / f"{index}.png")
+        (tmp_path / "photos" / f"{index}.txt").write_text(f"a {colour} apple, number {thing}")
+    run_commands("your-data")
     assert {path.name for path in tmp_path.glob("*.png")} == {"hits.png", "reconstructions.png", "apples.png"}
     capsys.readouterr()
     runpy.run_path("use.py")
