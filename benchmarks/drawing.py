@@ -8,8 +8,11 @@ Samples are drawn with the options of the demo, or of unCLIP with guidance 3, wh
 of the data decides whether a sample shows its prompt, and each part of it. `--clip` ranks samples; DALL-E's likelihood ranks
 them as well. `--judge` names a CLIP that took no part: "nearest" is the share of images whose thing is nearest among the
 things of all prompts, and the Frechet distance is that of its features of images and of true pictures of the prompts. True
-pictures themselves, measured alike, are the rows of model "true pictures". `--sweep` measures temperatures and guidances of
-DALL-E on so many prompts instead.
+pictures themselves, measured alike, are the rows of model "true pictures".
+
+`--sweep` measures temperatures and guidances, of unCLIP the guidances of prior and decoder, on so many prompts instead: the
+share of samples that are right, and their diversity, the root mean square pixel distance between two samples of a prompt.
+`--prior` and `--upsampler` are runs of unCLIP's other parts.
 
 Prompts of scenes: `seen`, "a {colour} {shape}" with pairs of the training data; `novel`, with the ten pairs that are not in
 the training data; `two`, captions of two objects and their relation. Of emoji, by name and style: `pairs` of thing and
@@ -38,9 +41,10 @@ from vqgan_jax.distribution import frechet_distance
 from vqgan_jax.stage2.rerank import clip_scores
 
 CHOICES = (1, 2, 4, 8, 16, 32)
-TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
-GUIDANCES = (1.0, 2.0, 3.0, 5.0)
+SWEPT = {"temperature": (0.0, 0.5, 0.8, 1.0), "guidance": (1.0, 2.0, 3.0, 5.0)}
 UNCLIP_TASK, UNCLIP_DRAWN = "dalle_jax.unclip.decoder_task", {"guidance": 3.0}
+PARTS = ("prior", "upsampler")  # arguments
+UNCLIP_SWEPT = {"prior_guidance": (1.0, 3.0), "guidance": (0.0, 1.0, 2.0, 3.0, 5.0, 8.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +68,14 @@ KINDS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="shapes", choices=command.DEMOS, help="prompts, options and reader")
     parser.add_argument("--model", default="runs/dalle-shapes", help="run of a DALL-E, or of a decoder of unCLIP")
+    parser.add_argument("--prior", help="run of unCLIP's prior, instead of that of the decoder's run")
+    parser.add_argument("--upsampler", help="run of unCLIP's upsampler")
     parser.add_argument("--clip", help="the CLIP that ranks samples")
     parser.add_argument("--judge", help="the CLIP that took no part")
     parser.add_argument("--prompts", type=positive, default=256)
     parser.add_argument("--kinds", nargs="+", help="kinds of prompts (default: all of the data)")
     parser.add_argument("--samples", type=int, default=1, choices=CHOICES, help="samples per prompt (default 1)")
-    parser.add_argument("--sweep", type=positive, help="measure temperatures and guidances on so many prompts")
+    parser.add_argument("--sweep", type=positive, help="measure sampling options on so many prompts")
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="options of `draw`")
 
 
@@ -79,15 +85,16 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     unknown = set(arguments.kinds or ()) - set(known)
     if unknown:
         raise UserError(f"--kinds {' '.join(sorted(unknown))}: the kinds of {arguments.data} are {', '.join(known)}")
-    draw, options = open_model(arguments.model, demo.DRAWN)
+    draw, options, swept = open_model(arguments, demo.DRAWN)
     options |= dict(map(parse_option, arguments.options))
+    parts = {name: getattr(arguments, name) for name in ("model", *PARTS) if getattr(arguments, name)}
     for name in arguments.kinds or known:
         prompts = Prompts(demo.SOURCE, known[name], arguments.prompts)
         settings = {"data": arguments.data, "prompts": len(prompts.texts)}
         if arguments.sweep:
-            yield from sweep(draw, prompts, name, settings | {"model": arguments.model})
+            yield from sweep(draw, prompts, name, swept, settings | parts)
         else:
-            yield from measure(draw, prompts, name, arguments, options, settings)
+            yield from measure(draw, prompts, name, arguments, options, settings, parts)
 
 
 class Prompts:
@@ -113,15 +120,18 @@ class Prompts:
         return [[dict(self.source.judge(image, text)) for image in row] for text, row in pairs]
 
 
-def open_model(path: str, drawn: dict):
-    """Opens a model; returns its function `draw(texts, n, …)` and the options with which it draws."""
-    config = run_directory.read_config(Path(path))
+def open_model(arguments: argparse.Namespace, drawn: dict):
+    """Opens a model; returns its function `draw(texts, n, …)`, the options with which it draws, and values to sweep."""
+    parts = {name: getattr(arguments, name) for name in PARTS}
+    config = run_directory.read_config(Path(arguments.model))
     if config is not None and config["task"] == UNCLIP_TASK:
-        return dalle_jax.load_unclip(path).draw, dict(UNCLIP_DRAWN)
-    return dalle_jax.load(path).draw, dict(drawn)
+        return dalle_jax.load_unclip(arguments.model, **parts).draw, dict(UNCLIP_DRAWN), UNCLIP_SWEPT
+    for name in filter(parts.get, parts):
+        raise UserError(f"--{name} {parts[name]}: {arguments.model} is no run of unCLIP's decoder; leave --{name} out")
+    return dalle_jax.load(arguments.model).draw, dict(drawn), SWEPT
 
 
-def measure(draw, prompts: Prompts, kind: str, arguments, options: dict, settings: dict) -> Iterator[Row]:
+def measure(draw, prompts: Prompts, kind: str, arguments, options: dict, settings: dict, parts: dict) -> Iterator[Row]:
     """Grades samples by the reader and the judge, the first of each prompt and the best of n."""
     drawn = draw(list(prompts.texts), arguments.samples, progress=False, **options)
     verdicts = prompts.grade(drawn.images)
@@ -131,7 +141,7 @@ def measure(draw, prompts: Prompts, kind: str, arguments, options: dict, setting
         rankings["CLIP"] = clip_scores(clip, list(prompts.texts), drawn.images)
     if hasattr(drawn, "log_probs"):
         rankings["likelihood"] = drawn.log_probs
-    model = settings | {"model": arguments.model} | {name: str(value) for name, value in options.items()}
+    model = settings | parts | {name: str(value) for name, value in options.items()}
     judge = arguments.judge and Judge(arguments.judge, prompts)
     everyone = np.arange(len(verdicts))
     for n in (n for n in CHOICES if n <= arguments.samples):
@@ -173,13 +183,15 @@ class Judge:
         return frechet_distance(self._clip.encode_image(list(pictures)), self._clip.encode_image(self._true))
 
 
-def sweep(draw, prompts: Prompts, kind: str, settings: dict) -> Iterator[Row]:
-    """Measures temperatures and guidances."""
-    for temperature, guidance in itertools.product(TEMPERATURES, GUIDANCES):
-        drawn = draw(list(prompts.texts), 1, temperature=temperature, guidance=guidance, progress=False)
-        share = evaluators.average_parts([row[0] for row in prompts.grade(drawn.images)])["correct"]
-        changed = settings | {"temperature": temperature, "guidance": guidance}
-        yield Row(f"{kind} by the reader: correct", 100 * share, "%", changed)
+def sweep(draw, prompts: Prompts, kind: str, swept: dict, settings: dict) -> Iterator[Row]:
+    """Measures all combinations of sampling options, by two samples of each prompt."""
+    for values in itertools.product(*swept.values()):
+        options = dict(zip(swept, values, strict=True))
+        images = draw(list(prompts.texts), 2, progress=False, **options).images
+        right = evaluators.average_parts([parts for row in prompts.grade(images) for parts in row])["correct"]
+        distances = np.sqrt(np.mean(np.square(np.diff(images / 255, axis=1)), axis=(1, 2, 3, 4)))
+        yield Row(f"{kind} by the reader: correct", 100 * right, "%", settings | options)
+        yield Row(f"{kind}: diversity", np.mean(distances), "", settings | options)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from . import prior_shapes
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "dalle_jax.unclip.decoder_task"
-    c.steps = 5000
+    c.steps = 4000
     c.log_every = 100
     c.data = ConfigDict({"source": prior_shapes.SOURCE, "batch_size": 32})
     c.data.leading_prob, c.data.leading_captions = 0.8, 4
@@ -27,11 +27,11 @@ def get_config() -> ConfigDict:
     c.model.update({"head_dim": 16, "context_dim": 64, "image_tokens": 4})
     c.optim = ConfigDict({"name": "adamw", "lr": 1e-3, "warmup_steps": 100, "weight_decay": 0.01, "args": {"b2": 0.99}})
     c.ema = ConfigDict({"decay": 0.999})
-    c.checkpoint = ConfigDict({"every": 2500, "keep_last": 1})
+    c.checkpoint = ConfigDict({"every": 2000, "keep_last": 1})
     draw = {"type": "drawing", "prompts": 256, "guidance": 3.0, "prior_guidance": 1.0}
     c.evals = ConfigDict()
-    c.evals.test = ConfigDict({"type": "reconstruction", "split": "test", "every": 2500})
-    c.evals.seen = ConfigDict({**draw, "split": "test", "every": 2500})
+    c.evals.test = ConfigDict({"type": "reconstruction", "split": "test", "every": 2000})
+    c.evals.seen = ConfigDict({**draw, "split": "test", "every": 2000})
     c.evals.novel = ConfigDict({**draw, "split": "novel"})
     c.evals.two = ConfigDict({**draw, "split": "test", "about": "pairs"})
     return c

@@ -16,7 +16,7 @@ SOURCE = "shapes/32/train=100000 | shapes/32/train=100000 where label=-1"
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.task = "dalle_jax.unclip.prior_task"
-    c.steps = 6000
+    c.steps = 4000
     c.log_every = 100
     c.data = ConfigDict({"source": SOURCE, "batch_size": 128})
     # The first captions of a scene name all there is in it.
