@@ -14,6 +14,7 @@ import clip_jax
 import train_jax
 from tests.shared_run import make_shapes
 from train_jax import finetune, lora, sharding, trained_weights
+from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, UserError
 from train_jax.evaluation import blend, command
 from train_jax.evaluation.results import read_evaluations
@@ -182,6 +183,12 @@ def test_the_best_point_that_keeps_the_old_is_chosen():
         blend.choose(POINTS, "newer", {})
 
 
+def test_of_bits_the_fewest_are_best():
+    bits = {alpha: {name: 1 - value for name, value in metrics.items()} for alpha, metrics in POINTS.items()}
+    assert blend.choose(bits, "new", {}, "minimize") == 1
+    assert [blend.choose(bits, "new", {"old": loss}, "minimize") for loss in (0.021, 0.01)] == [0.5, 0]
+
+
 @pytest.mark.parametrize("text, alphas", [("0:1:0.25", [0, 0.25, 0.5, 0.75, 1]), ("0.5", [0.5]), ("0,1", [0, 1])])
 def test_points_are_listed_or_a_range(text, alphas):
     assert blend.parse_alphas(text) == alphas
@@ -248,6 +255,23 @@ def test_data_without_labels_and_a_test_split_are_compared_by_retrieval(tmp_path
     assert (config.data.split, config.evals.new.split, config.evals.old.split) == ("train[10%:]", "train[:10%]", "test")
     config, metrics = finetune.make_config("vq", "vqgan", f"folder:{tmp_path}", ["digits", "digits"], ["--config.steps=5"])
     assert metrics == ["new/psnr", "old1/psnr", "old2/psnr"] and config.steps == 5 and config.pretrained == "vq"
+
+
+def test_splits_are_named_with_the_data_or_as_options(runs):
+    folder, c, _ = runs
+    words = [f"--config.data.data_dir={c.data.data_dir}", "--config.evals.new.split=test[:9]", "--config.evals.old1.batch_size=3"]
+    keep = ["digits@train[:20]", "digits"]
+    config, metrics = finetune.make_config(str(folder / "base"), "clip", "digits", keep, [*words, "--config.data.split=test"])
+    assert [options.split for options in config.evals.values()] == ["test[:9]", "train[:20]", "test"]
+    assert config.data.split == "test" and metrics == ["new/top1", "old1/top1", "old2/top1"] and config.evals.old1.batch_size == 3
+    with pytest.raises(DataError, match="has no split 'tests'"):
+        finetune.make_config("base", "clip", "digits", ["digits@tests"], words)
+    with pytest.raises(DataError, match="me@home/photos"):  # no split
+        finetune.make_config("base", "clip", "digits", ["folder:me@home/photos"], words)
+    for options in ("none", "samples"):
+        with pytest.raises(ConfigError, match=f"config.evals.old compares .* not {options}"):
+            word = f"--config.evals.old{'' if options == 'none' else '.type'}={options}"
+            finetune.make_config("base", "clip", "digits", ["digits"], [*words[:1], word])
 
 
 def test_data_that_are_not_there_are_an_error(finetuned, capsys):
