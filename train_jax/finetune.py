@@ -9,10 +9,10 @@ adapters by --config.optim.lora, for example. Evaluates the new data and those t
 the line between (`train-jax blend`): one table, and a plot, line.png in the run directory. The point that gains most, among
 those that lose at most --tolerance of each metric to keep, is written to best/ in the run directory.
 
-Data with a split `test` are trained on `train` and evaluated on `test`; of other data a tenth is held out. --keep=SOURCE@SPLIT
-names another split to evaluate, --config.evals.new.split=… and --config.data.split=… those of the new data. CLIPs are compared
-by zero-shot accuracy (top1) if data have labels, else by retrieval (text_to_image/r1); VQGANs by PSNR in dB; DALL-Es and
-priors by bits per code, of which fewer are better. The same command goes on.
+Data with a split `test` are trained on `train` and evaluated on `test`; of other data a tenth is held out.
+--keep=SOURCE@SPLIT names another split to evaluate, --config.evals.new.split=… and --config.data.split=… those of the new
+data. CLIPs are compared by zero-shot accuracy (top1) if data have labels, else by retrieval (text_to_image/r1); VQGANs by
+PSNR in dB; DALL-Es and priors by bits per code, of which fewer are better. The same command goes on.
 """
 
 import argparse

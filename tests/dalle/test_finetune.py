@@ -14,8 +14,8 @@ import vqgan_jax
 from dalle_jax import task as dalle_task
 from dalle_jax.captions import parse_captions
 from tests.shared_run import on_one_device
+from train_jax import adapters, finetune
 from train_jax import config as config_lib
-from train_jax import finetune
 from train_jax.data import sources
 from train_jax.data.images import decode
 from train_jax.errors import ConfigError, LoadError
@@ -145,6 +145,8 @@ def test_fine_tuning_tells_the_bits_of_new_and_old_data(tiny, tmp_path, capsys, 
     words = [str(path), f"--family={family}", "--data=digits", "--keep=digits@train[:6]", "--alpha=0,1", f"--workdir={run}"]
     words += [f"--config.data.data_dir={tiny[0].data.data_dir}", "--config.evals.new.split=test[:6]", "--config.steps=2"]
     words += ["--config.data.split=train[:16]", "--config.data.batch_size=8", "--config.optim.lr=0.01"]
+    if family == "prior":
+        words.append("--config.optim.lora=(('attention', 2, 4.0), ('mlp', 1, 1.0))")
     with on_one_device():
         assert finetune.main([*words, "--config.optim.warmup_steps=0", "--config.condition_dropout=0", "--tolerance=9"]) == 0
     *_, head, first, last, new, old, chosen = capsys.readouterr().out.splitlines()
@@ -159,3 +161,6 @@ def test_fine_tuning_tells_the_bits_of_new_and_old_data(tiny, tmp_path, capsys, 
     bits = [float(row.split()[1 + columns.index("new/bits_per_code")]) for row in (first, last)]
     assert float(chosen.split()[1].rstrip(":")) == int(np.argmin(bits)), "fewer bits are better"
     assert load(run / "best").size == load(path).size
+    if family == "prior":
+        assert adapters.main([str(path), str(run / adapters.FILE), f"--workdir={tmp_path / 'merged'}"]) == 0
+        assert load(tmp_path / "merged").fingerprint == load(run).fingerprint != load(path).fingerprint
