@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from train_jax.errors import ConfigError
 from train_jax.sharding import is_box, kernel_axes, path_name
 
-_ADAPTERS = "lora"
-_FROZEN = rf"^(?!.*/{_ADAPTERS}/.*/(a|b)$)"  # all parameters but those of adapters
+ADAPTERS = "lora"  # name of the subtree
+_FROZEN = rf"^(?!.*/{ADAPTERS}/.*/(a|b)$)"  # all parameters but those of adapters
 
 
 def freeze_kernels(optim: ConfigDict) -> ConfigDict:
@@ -61,7 +61,7 @@ def add_adapters(params: Mapping, adapters: Sequence[tuple[str, int, float]], rn
             some = ", ".join(sorted(kernels)[:8])
             raise ConfigError(f"config.optim.lora: {pattern!r} is the first match of no kernel; they are named {some}, …")
     return {
-        player: {**tree, _ADAPTERS: unflatten_dict(added[player])} if added[player] else tree
+        player: {**tree, ADAPTERS: unflatten_dict(added[player])} if added[player] else tree
         for player, tree in params.items()
     }
 
@@ -87,8 +87,8 @@ def merge(params: Mapping) -> dict:
       params: parameters by player, JAX or NumPy arrays.
     """
     return {
-        player: _merge_tree({name: x for name, x in tree.items() if name != _ADAPTERS}, tree[_ADAPTERS])
-        if _ADAPTERS in tree
+        player: _merge_tree({name: x for name, x in tree.items() if name != ADAPTERS}, tree[ADAPTERS])
+        if ADAPTERS in tree
         else tree
         for player, tree in params.items()
     }

@@ -16,7 +16,8 @@ from train_jax.sharding import kernel_axes, path_name
 FROZEN = "frozen"
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant", "wsd")
 # Names of a transformer's siblings that come before it: embeddings, and what is applied to them.
-_INPUTS = ("tokens", "positions", "cls", "stem", "norm_pre", "codes", "condition")
+_INPUTS = ("tokens", "positions", "cls", "stem", "norm_pre", "codes", "code_norm", "start")
+_CONDITION = ("condition", "condition_norm")  # of those, what an encoder reads if there is one
 
 
 class Optimizer(NamedTuple):
@@ -84,30 +85,37 @@ def layer_scales(decay: float, params, axes: Mapping[str, tuple[str | None, ...]
     """Computes the factors of layer-wise learning rate decay (BEiT, arXiv 2106.08254, appendix): parameter path -> factor.
 
     Block i of a transformer of n blocks has the factor `decay ** (n - i)`, the embeddings before it `decay ** (n + 1)`, and
-    everything else 1. Factors of stacked blocks have an axis of layers and broadcast to the parameters.
+    everything else 1. The blocks of an encoder of m blocks precede those of the transformer that attends to it: its block i
+    has `decay ** (n + m - i)`, its input `decay ** (n + m + 1)`, the norm of its output `decay ** n`.
+    Factors of stacked blocks have an axis of layers and broadcast to the parameters.
     Raises ConfigError if there is no transformer.
     """
     shapes = {name: x.shape for name, x in by_path(params).items()}
-    depths: dict[str, int] = {}  # path of the module that contains a transformer -> number of blocks
+    depths: dict[str, dict[str, int]] = {}  # path of a module -> its transformer and its encoder -> number of blocks
     for name in shapes:
-        if match := re.search(r"^(.*?)/transformer/(?:blocks|block_(\d+))/", name):
-            index = shapes[name][axes[name].index("layers")] - 1 if match[2] is None else int(match[2])
-            depths[match[1]] = max(depths.get(match[1], 0), index + 1)
-    if not depths:
+        if match := re.search(r"^(.*?)/(transformer|encoder)/(?:blocks|block_(\d+))/", name):
+            index = shapes[name][axes[name].index("layers")] - 1 if match[3] is None else int(match[3])
+            stacks = depths.setdefault(match[1], {})
+            stacks[match[2]] = max(stacks.get(match[2], 0), index + 1)
+    if not any("transformer" in stacks for stacks in depths.values()):
         raise ConfigError("config.optim.layer_decay decays the blocks of transformers, and this model has none: set it to 1")
     scales = dict.fromkeys(shapes, jnp.ones(()))
     for name, shape in shapes.items():
-        for module, depth in depths.items():
-            first, _, rest = name.removeprefix(f"{module}/").partition("/")
+        for module, stacks in depths.items():
             if not name.startswith(f"{module}/"):
                 continue
-            if first in _INPUTS:
-                scales[name] = jnp.asarray(decay ** (depth + 1))
-            elif first == "transformer" and (match := re.match(r"block_(\d+)/", rest)):
-                scales[name] = jnp.asarray(decay ** (depth - int(match[1])))
-            elif first == "transformer" and rest.startswith("blocks/"):
+            first, _, rest = name.removeprefix(f"{module}/").partition("/")
+            depth = stacks.get("transformer", 0)
+            total = depth + stacks.get("encoder", 0)
+            before = {"encoder_norm": depth, **dict.fromkeys(_INPUTS, depth + 1), **dict.fromkeys(_CONDITION, total + 1)}
+            end = {"transformer": depth, "encoder": total}.get(first)
+            if first in before:
+                scales[name] = jnp.asarray(decay ** before[first])
+            elif end and (match := re.match(r"block_(\d+)/", rest)):
+                scales[name] = jnp.asarray(decay ** (end - int(match[1])))
+            elif end and rest.startswith("blocks/"):
                 axis = axes[name].index("layers")
-                by_layer = decay ** jnp.arange(depth, 0, -1)
+                by_layer = decay ** jnp.arange(end, end - shape[axis], -1)
                 scales[name] = jnp.expand_dims(by_layer, [i for i in range(len(shape)) if i != axis])
     return scales
 

@@ -120,7 +120,7 @@ def prepare(
 
 
 def make_task(config: ConfigDict, workdir: AnyPath | None) -> Task:
-    """Makes the task of a resolved config, with the adapters of `config.optim.lora`, if any.
+    """Makes the task of a resolved config, with the adapters of `config.optim.lora`, if any, in its parameters and its loss.
 
     Raises ConfigError for adapters of a task that starts from random weights.
     """
@@ -141,18 +141,7 @@ def make_task(config: ConfigDict, workdir: AnyPath | None) -> Task:
     def loss(params, *arguments):
         return task.loss(lora.merge(params), *arguments)
 
-    def adapt_evaluator(make):
-        def make_adapted(options, context):
-            evaluate = make(options, context)
-            return lambda params, extra: evaluate(_merge(params), extra)
-
-        return make_adapted
-
-    evaluators = {name: adapt_evaluator(make) for name, make in task.evaluators.items()}
-    return dataclasses.replace(task, init=init, loss=loss, evaluators=evaluators)
-
-
-_merge = jax.jit(lora.merge)
+    return dataclasses.replace(task, init=init, loss=loss)
 
 
 def trace_step(
@@ -239,13 +228,13 @@ def as_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
 
 
-def describe(prepared: Prepared, workdir: AnyPath) -> None:
+def describe(config: ConfigDict, artifacts: Mapping[str, str | bytes], workdir: AnyPath) -> None:
     """Writes config, artifacts and hashes of the artifacts into the run directory."""
     workdir.mkdir(parents=True, exist_ok=True)
-    artifacts = {name: x if isinstance(x, bytes) else x.encode() for name, x in prepared.task.artifacts.items()}
+    artifacts = {name: x if isinstance(x, bytes) else x.encode() for name, x in artifacts.items()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in artifacts.items()}
     files = {
-        "config.json": as_json(prepared.config).encode(),
+        "config.json": as_json(config).encode(),
         **artifacts,
         "artifacts.json": (json.dumps(hashes, indent=2, sort_keys=True) + "\n").encode(),
     }

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-from train_jax import agreement, profiling, resume
+from train_jax import adapters, agreement, lora, profiling, resume
 from train_jax.checkpoint import Checkpoints, closing
 from train_jax.data import stream as stream_lib
+from train_jax.errors import UserError
 from train_jax.evaluation.evaluators import evaluation_params
 from train_jax.metrics import Writer
 from train_jax.paths import AnyPath
@@ -19,6 +20,7 @@ from train_jax.step import NOTICE, TrainState
 
 log = logging.getLogger(__name__)
 
+_merge = jax.jit(lora.merge)
 FAILURE = "failure.json"  # written by `train_jax.sweep`: the error that ended the run
 
 
@@ -50,10 +52,12 @@ class Record:
     ):
         self._prepared, self._config, self._workdir = prepared, prepared.config, workdir
         self._stack, self._peak_flops, self._defer_errors = stack, peak_flops, defer_errors
+        self._finished = False  # whether the last checkpoint was saved
         self._evaluated = True  # whether the evaluations due at the last step were run
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", **prepared.config.checkpoint, config=json.loads(as_json(prepared.config))
         )
+        stack.callback(self._write_adapters)  # on exit, after the checkpoints are complete
         stack.enter_context(closing(self.checkpoints))
         self.start = 0
 
@@ -80,7 +84,7 @@ class Record:
             state = resume.complete_state(state, prepared.state.abstract, prepared.state.optimizer.tx.init)
             log.info("resumed from step %d", self.start)
         if is_first:
-            describe(prepared, self._workdir)
+            describe(prepared.config, prepared.task.artifacts, self._workdir)
             (self._workdir / FAILURE).unlink(missing_ok=True)  # the run goes on
         self._writer = Writer(
             self._workdir,
@@ -140,7 +144,7 @@ class Record:
         if not names:
             return
         with self.paused():
-            results, images = self._prepared.evaluations.run(names, evaluation_params(state), state.extra)
+            results, images = self._prepared.evaluations.run(names, self._merged_params(state), state.extra)
             agreement.barrier()
         self._evaluated = True
         with self._defer_errors():
@@ -149,10 +153,25 @@ class Record:
             for hook in self._hooks:
                 hook.on_evaluation(step, results, images)
 
+    def _merged_params(self, state: TrainState):
+        """Returns the weights for inference, with adapters added to their kernels."""
+        params = evaluation_params(state)
+        return _merge(params) if self._config.optim.lora else params
+
     def save(self, step: int, state: TrainState, position) -> None:
         """Starts an asynchronous save of the state, and of whether the evaluations due were run."""
         with self.paused():
             self.checkpoints.save(step, state, position, evaluated=self._evaluated)
+        self._finished = step == self._config.steps
+
+    def _write_adapters(self) -> None:
+        """Writes the file of adapters of a run that has finished, unless the weights that it started from are gone."""
+        if not (self._finished and self._config.optim.lora):
+            return
+        try:
+            adapters.write(self._workdir)
+        except (UserError, OSError) as error:  # the checkpoint is complete without it
+            log.error("%s could not be written: %s", self._workdir / adapters.FILE, error)
 
     def paused(self) -> contextlib.AbstractContextManager:
         """Returns a context whose time does not count as training, such as an evaluation."""

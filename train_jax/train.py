@@ -1,7 +1,8 @@
 """Training loop: prepare, compile, restore, train.
 
 A run directory contains `config.json`, `environment.json`, the artifacts of the task (`tokenizer.json`, …) with their hashes
-in `artifacts.json`, `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, and `samples/*.png`.
+in `artifacts.json`, `checkpoints/<step>/`, `metrics.jsonl`, TensorBoard events, `samples/*.png`, and of a finished run with
+adapters `adapters.safetensors`.
 """
 
 import contextlib

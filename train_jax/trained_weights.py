@@ -14,14 +14,17 @@ from train_jax.checkpoint import CheckpointError, first_line, partial_load
 log = logging.getLogger(__name__)
 
 
-def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple[dict, dict, int]:
+def load_weights(
+    directory: str | os.PathLike, step: int | None = None, *, merged: bool = True
+) -> tuple[dict, dict, int]:
     """Loads the weights of a run for inference. Returns `(params, extra, step)`.
 
     Args:
       directory: checkpoint directory.
       step: step of the checkpoint; None: the newest readable checkpoint.
+      merged: whether adapters (`train_jax.lora`) are added to their kernels; False: they are returned beside them.
 
-    Players with a moving average get the average, and adapters (`train_jax.lora`) are added to their kernels.
+    Players with a moving average get the average.
     Only these arrays are read, as NumPy arrays: a model may be rounded or sharded before it is copied to devices, which
     float32 weights might not fit.
     Raises FileNotFoundError if there is no checkpoint, CheckpointError if none can be read.
@@ -35,7 +38,8 @@ def load_weights(directory: str | os.PathLike, step: int | None = None) -> tuple
     failures = []
     for candidate in steps if step is None else [step]:
         try:
-            return *_load_weights(directory / str(candidate)), candidate
+            params, extra = _load_weights(directory / str(candidate))
+            return lora.merge(params) if merged else params, extra, candidate
         except Exception as error:
             failures.append(f"{directory / str(candidate)}: {type(error).__name__}: {first_line(error)}")
             log.error("checkpoint %s cannot be read", failures[-1])
@@ -59,4 +63,4 @@ def _load_weights(path: paths.AnyPath) -> tuple[dict, dict]:
     with partial_load():
         loaded = ocp.load(path, {part: make_abstract(saved[part]) for part in (*parts, "extra") if saved.get(part)})
     params = {player: params for part in parts for player, params in loaded.get(part, {}).items()}
-    return lora.merge(params), loaded.get("extra", {})
+    return params, loaded.get("extra", {})

@@ -14,7 +14,10 @@ import vqgan_jax
 from dalle_jax import task as dalle_task
 from dalle_jax.captions import parse_captions
 from tests.shared_run import on_one_device
+from train_jax import adapters, finetune
 from train_jax import config as config_lib
+from train_jax.data import sources
+from train_jax.data.images import decode
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax.prior import task as prior_task
 
@@ -120,3 +123,44 @@ def test_a_prior_goes_on_from_public_weights(name, vqgan):
         config_lib.resolve(ConfigDict(config | {"vqgan": {"path": "x"}}))
     with pytest.raises(ConfigError, match="config.model.classes = 77, but the checkpoint"):
         config_lib.resolve(ConfigDict(config | {"model": {"classes": 77}}))
+
+
+def mean_bits(model, data_dir: str, split: str, condition) -> float:
+    """The mean bits of a code of the images of a split, each given its condition, by `score`."""
+    source = sources.open_source("digits", split, data_dir=data_dir)
+    records = [source[index] for index in range(len(source))]
+    scores = [model.score([condition(record)], [decode(record["image"])])[0, 0] for record in records]
+    return -np.mean(scores) / model.module.length / np.log(2)
+
+
+@pytest.mark.parametrize("family, start", [("dalle", "run"), ("dalle", "mindalle"), ("prior", "gumbel/stage2.ckpt")])
+def test_fine_tuning_tells_the_bits_of_new_and_old_data(tiny, tmp_path, capsys, family, start):
+    """Before, those of the model that it starts from; after, those of the run and, at the chosen point, of best/."""
+    run = tmp_path / "tuned"
+    path, load, condition = (
+        (GOLDEN / "vqgan" / start, vqgan_jax.load_prior, lambda record: int(record["label"]))
+        if family == "prior"
+        else (tiny[1] if start == "run" else GOLDEN / "dalle" / start, dalle_jax.load, lambda record: record["captions"][0])
+    )
+    words = [str(path), f"--family={family}", "--data=digits", "--keep=digits@train[:6]", "--alpha=0,1", f"--workdir={run}"]
+    words += [f"--config.data.data_dir={tiny[0].data.data_dir}", "--config.evals.new.split=test[:6]", "--config.steps=2"]
+    words += ["--config.data.split=train[:16]", "--config.data.batch_size=8", "--config.optim.lr=0.01"]
+    if family == "prior":
+        words.append("--config.optim.lora=(('attention', 2, 4.0), ('mlp', 1, 1.0))")
+    with on_one_device():
+        assert finetune.main([*words, "--config.optim.warmup_steps=0", "--config.condition_dropout=0", "--tolerance=9"]) == 0
+    *_, head, first, last, new, old, chosen = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in (head, first, last)] == ["alpha", "0.00", "1.00"] and "line.png" in chosen
+    columns = head.split()[1:]
+    for row, model in (first, load(path)), (last, load(run)):
+        values = dict(zip(columns, map(float, row.split()[1:]), strict=True))
+        for name, split in ("new", "test[:6]"), ("old", "train[:6]"):
+            expected = mean_bits(model, tiny[0].data.data_dir, split, condition)
+            np.testing.assert_allclose(values[f"{name}/bits_per_code"], expected, rtol=1e-3)  # of four digits
+    assert new.startswith("new/bits_per_code: ") and old.startswith("old/bits_per_code: ")
+    bits = [float(row.split()[1 + columns.index("new/bits_per_code")]) for row in (first, last)]
+    assert float(chosen.split()[1].rstrip(":")) == int(np.argmin(bits)), "fewer bits are better"
+    assert load(run / "best").size == load(path).size
+    if family == "prior":
+        assert adapters.main([str(path), str(run / adapters.FILE), f"--workdir={tmp_path / 'merged'}"]) == 0
+        assert load(tmp_path / "merged").fingerprint == load(run).fingerprint != load(path).fingerprint

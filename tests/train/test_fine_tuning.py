@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from ml_collections import ConfigDict
 from PIL import Image
 
 import clip_jax
 import train_jax
 from tests.shared_run import make_shapes
-from train_jax import finetune, lora, sharding, trained_weights
+from train_jax import adapters, finetune, lora, record, sharding, trained_weights
+from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, UserError
 from train_jax.evaluation import blend, command
 from train_jax.evaluation.results import read_evaluations
@@ -81,9 +83,9 @@ def test_before_training_nothing_has_changed():
 
 
 def test_a_pattern_that_is_no_kernels_first_match_is_an_error():
-    for adapters in ((("bias", 1, 1.0),), (("clip", 1, 1.0), ("clip/dense", 2, 1.0))):
+    for patterns in ((("bias", 1, 1.0),), (("clip", 1, 1.0), ("clip/dense", 2, 1.0))):
         with pytest.raises(ConfigError, match="is the first match of no kernel; they are named clip/conv/kernel"):
-            lora.add_adapters(PARAMS, adapters, jax.random.key(0))
+            lora.add_adapters(PARAMS, patterns, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,51 @@ def test_evaluators_and_evaluations_see_merged_kernels(runs, capsys):
     trained = next(row for row in reversed(history) if "test/top1" in row)["test/top1"]
     assert command.main([str(folder / "tuned")]) == 0
     assert f"top1 {trained:.5g}" in capsys.readouterr().out
+
+
+def test_base_and_a_file_of_adapters_are_the_run(runs, capsys):
+    """Bit for bit. The file holds the adapters alone: 2 blocks, 4 products of 8 features, of rank 2, and their scales."""
+    folder, _, _ = runs
+    file, merged = folder / "tuned" / adapters.FILE, folder / "merged"
+    sizes = {name: x.size for name, x in safetensors.numpy.load_file(file).items()}
+    assert all("/lora/" in name for name in sizes) and file.stat().st_size < 20_000
+    of_tower = 2 * 2 * 4 * (8 + 8) + 2  # values of rank 2 in 2 blocks: query, key, value, output; two scales
+    assert sum(sizes.values()) == 2 * of_tower
+    assert adapters.main([str(folder / "base"), str(file), f"--workdir={merged}"]) == 0
+    assert capsys.readouterr().out.strip() == str(merged)
+    jax.tree.map(np.testing.assert_array_equal, weights(merged), weights(folder / "tuned"))
+    assert clip_jax.load(merged).fingerprint == clip_jax.load(folder / "tuned").fingerprint
+    assert adapters.main([str(folder / "base"), str(file), f"--workdir={merged}"]) == 2
+    assert "is a run directory already" in capsys.readouterr().err
+
+
+def test_adapters_of_other_weights_are_refused(runs, tmp_path, capsys):
+    folder, _, _ = runs
+    file = folder / "tuned" / adapters.FILE
+    arrays = safetensors.numpy.load_file(file)
+    with safetensors.safe_open(file, "numpy") as opened:
+        metadata = opened.metadata()
+    wide = {name: np.repeat(x, 2, axis=1) if name.endswith("/out/kernel/a") else x for name, x in arrays.items()}
+    safetensors.numpy.save_file(wide, tmp_path / "wide.safetensors", metadata=metadata)
+    safetensors.numpy.save_file(arrays, tmp_path / "plain.safetensors")
+    for base, name, words in (
+        ("tuned", file, "has other weights, or other files such as a tokenizer"),
+        ("base", tmp_path / "wide.safetensors", r"/out/kernel is (2, 2, 4, 8), and its adapter has (2, 4, 4, 1)"),
+        ("base", tmp_path / "plain.safetensors", "holds no adapters: name adapters.safetensors"),
+    ):
+        assert adapters.main([str(folder / base), str(name), f"--workdir={tmp_path / 'merged'}"]) == 2
+        assert words in capsys.readouterr().err
+        assert not (tmp_path / "merged").exists()
+
+
+def test_evaluators_share_one_merge(runs, tmp_path, monkeypatch):
+    folder, c, _ = runs
+    calls = []
+    monkeypatch.setattr(record, "_merge", lambda params: calls.append(1) or lora.merge(params))
+    c = c.copy_and_resolve_references()
+    c.steps, c.evals = 1, {name: {"type": "zero_shot", "split": "test[:8]"} for name in ("first", "second")}
+    train_jax.run(c, tmp_path / "run")
+    assert len(calls) == 1
 
 
 def test_random_weights_are_not_adapted(runs, tmp_path):
@@ -180,6 +227,12 @@ def test_the_best_point_that_keeps_the_old_is_chosen():
     assert blend.choose(POINTS, "new", {"old": 0.01}) == 0
     with pytest.raises(UserError, match="no metric 'newer': the evaluators give old, new"):
         blend.choose(POINTS, "newer", {})
+
+
+def test_of_bits_the_fewest_are_best():
+    bits = {alpha: {name: 1 - value for name, value in metrics.items()} for alpha, metrics in POINTS.items()}
+    assert blend.choose(bits, "new", {}, "minimize") == 1
+    assert [blend.choose(bits, "new", {"old": loss}, "minimize") for loss in (0.021, 0.01)] == [0.5, 0]
 
 
 @pytest.mark.parametrize("text, alphas", [("0:1:0.25", [0, 0.25, 0.5, 0.75, 1]), ("0.5", [0.5]), ("0,1", [0, 1])])
@@ -248,6 +301,25 @@ def test_data_without_labels_and_a_test_split_are_compared_by_retrieval(tmp_path
     assert (config.data.split, config.evals.new.split, config.evals.old.split) == ("train[10%:]", "train[:10%]", "test")
     config, metrics = finetune.make_config("vq", "vqgan", f"folder:{tmp_path}", ["digits", "digits"], ["--config.steps=5"])
     assert metrics == ["new/psnr", "old1/psnr", "old2/psnr"] and config.steps == 5 and config.pretrained == "vq"
+
+
+def test_splits_are_named_with_the_data_or_as_options(runs):
+    folder, c, _ = runs
+    words = [f"--config.data.data_dir={c.data.data_dir}", "--config.evals.new.split=test[:9]", "--config.data.split=test"]
+    words.append("--config.evals.old1.batch_size=3")
+    keep = ["digits@train[:20]", "digits"]
+    config, metrics = finetune.make_config(str(folder / "base"), "clip", "digits", keep, words)
+    assert [options.split for options in config.evals.values()] == ["test[:9]", "train[:20]", "test"]
+    assert config.data.split == "test" and config.evals.old1.batch_size == 3
+    assert metrics == ["new/top1", "old1/top1", "old2/top1"]
+    with pytest.raises(DataError, match="has no split 'tests'"):
+        finetune.make_config("base", "clip", "digits", ["digits@tests"], words)
+    with pytest.raises(DataError, match="me@home/photos"):  # no split
+        finetune.make_config("base", "clip", "digits", ["folder:me@home/photos"], words)
+    for options in ("none", "samples"):
+        with pytest.raises(ConfigError, match=f"config.evals.old compares .* not {options}"):
+            word = f"--config.evals.old{'' if options == 'none' else '.type'}={options}"
+            finetune.make_config("base", "clip", "digits", ["digits"], [*words[:1], word])
 
 
 def test_data_that_are_not_there_are_an_error(finetuned, capsys):

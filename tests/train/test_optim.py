@@ -11,7 +11,10 @@ from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
 from train_jax import optim, sharding
+from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
+from vqgan_jax.stage2.condition import ClassCondition
+from vqgan_jax.stage2.model import CodeTransformerOptions, build
 
 PARAMS = {
     "clip": {
@@ -225,6 +228,40 @@ def test_updates_decay_from_block_to_block(blocks):
         by_block = [text["transformer"][f"block_{i}"]["mlp"]["kernel"][0, 0] for i in range(3)]
     np.testing.assert_allclose(by_block, [-0.1 / 8, -0.1 / 4, -0.1 / 2], rtol=1e-6)
     np.testing.assert_allclose(text["positions"], -0.1 / 16, rtol=1e-6)
+
+
+# Exponents of the decay in an encoder of two blocks whose output a decoder of three reads, top down.
+EXPONENTS = {
+    "head/kernel": 0, "norm/scale": 0, "second_norm/scale": 0,
+    "transformer/block_2": 1, "transformer/block_1": 2, "transformer/block_0": 3,
+    "codes/tokens": 4, "codes/positions": 4, "code_norm/scale": 4, "start/tokens": 4, "start/positions": 4,
+    "encoder_norm/scale": 3, "encoder/block_1": 4, "encoder/block_0": 5,
+    "condition/tokens": 6, "condition/positions": 6, "condition_norm/scale": 6,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("scan", [True, False], ids=["scanned", "unrolled"])
+def test_the_blocks_of_an_encoder_precede_those_of_its_decoder(scan):
+    """Of a model of dalle-mini's layout, against exponents written by hand."""
+    config = CodeTransformerOptions(width=8, depth=3, heads=2, encoder_depth=2, embedding_norm=True, head_norm=True)
+    module = build(config, ClassCondition(4), 6, (2, 2), TransformerCompute(scan=scan))
+    inputs = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 4), jnp.int32)
+    boxed = {"generator": module.init(jax.random.key(0), *inputs)["params"]}
+    params = sharding.unbox(boxed)
+    scales = optim.layer_scales(0.5, params, sharding.logical_axes(boxed))
+    checked = set()
+    for name, shape in ((name, x.shape) for name, x in optim.by_path(params).items()):
+        factors = np.broadcast_to(scales[name], shape)
+        if "/blocks/" in name:
+            stack, path = name.split("/")[1], name.split("/blocks/")[1]
+            parts = {f"{stack}/block_{i}/{path}": factors[i] for i in range(shape[0])}
+        else:
+            parts = {name.removeprefix("generator/"): factors}
+        for part, values in parts.items():
+            key = next(key for key in EXPONENTS if part.replace("bias", "scale").startswith(key))
+            np.testing.assert_array_equal(values, 0.5 ** EXPONENTS[key])
+            checked.add(key)
+    assert checked == set(EXPONENTS)
 
 
 def test_layer_decay_without_a_transformer_is_an_error():

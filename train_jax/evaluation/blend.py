@@ -9,8 +9,8 @@ A point is (1 - alpha) A + alpha B. A is the first model, a run directory or pub
 that it started from (config.pretrained). B is the last run or, of several, their mean. Fine-tuned weights forget what their
 data lack; on the line to where they came from there are often points that know both. Evaluators and their data are those of
 the last run's config, chosen and changed as by `train-jax evaluate`, and results are lines of JSON in the same file.
---save writes a run directory of one point: of the only alpha, of --at, or of the largest --maximize among the points that
-lose at most so much of each --keep, compared with A.
+--save writes a run directory of one point: of the only alpha, of --at, or of the largest --maximize (or smallest --minimize)
+among the points that lose at most so much of each --keep, compared with A; with --minimize, that gain at most so much.
 """
 
 import argparse
@@ -52,7 +52,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--png", metavar="FILE", help="plot of the metrics against alpha")
     parser.add_argument("--save", metavar="DIR", help="run directory to write, of one point")
     parser.add_argument("--at", type=float, metavar="ALPHA", help="point to save")
-    parser.add_argument("--maximize", metavar="NAME/METRIC", help="metric of the point to save, such as new/top1")
+    goal = parser.add_mutually_exclusive_group()
+    goal.add_argument("--maximize", metavar="NAME/METRIC", help="metric of the point to save, such as new/top1")
+    goal.add_argument("--minimize", metavar="NAME/METRIC", help="the same, such as new/bits_per_code")
     parser.add_argument(
         "--keep", action="append", default=[], metavar="NAME/METRIC:LOSS", help="largest loss of another metric, against A"
     )
@@ -79,8 +81,9 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError("--keep compares with A: let --alpha contain 0")
     if options.save is not None:
         _check_saving(options, alphas)
-    elif options.at is not None or options.maximize is not None or keep:
-        raise UserError("--at, --maximize and --keep choose the point to save: add --save=DIR")
+    elif options.at is not None or options.maximize or options.minimize or keep:
+        raise UserError("--at, --maximize, --minimize and --keep choose the point to save: add --save=DIR")
+    metric, goal = options.maximize or options.minimize, "minimize" if options.minimize else "maximize"
     evaluators = None if options.evals is None else arguments.listed(options.evals, "an evaluator", "--evals")
     choices = {"evaluators": evaluators, "source": options.data, "split": options.split, "overrides": overrides}
     *first, last = options.models
@@ -96,8 +99,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> None:
         plot(points, png)
     if options.save is not None:
         alpha = options.at if options.at is not None else alphas[0]
-        if options.maximize is not None:
-            alpha = choose(points, options.maximize, keep)
+        if metric is not None:
+            alpha = choose(points, metric, keep, goal)
         line.save(alpha, options.save)
         print(f"alpha {alpha:g}: {options.save}")
 
@@ -129,9 +132,10 @@ def _check_saving(options: argparse.Namespace, alphas: Sequence[float]) -> None:
     if (directory / "config.json").exists():
         raise UserError(f"--save={options.save} is a run directory already: name another")
     arguments.check_folder(str(directory), "--save")
-    if (options.at is not None) + (options.maximize is not None) > 1:
-        raise UserError("--at and --maximize both choose the point to save: leave one out")
-    if options.at is None and options.maximize is None and len(alphas) > 1:
+    metric = options.maximize or options.minimize
+    if options.at is not None and metric is not None:
+        raise UserError("--at and --maximize or --minimize both choose the point to save: leave one out")
+    if options.at is None and metric is None and len(alphas) > 1:
         raise UserError(f"--save={options.save}: choose one of {len(alphas)} points by --at=ALPHA or --maximize=NAME/METRIC")
 
 
@@ -242,17 +246,24 @@ def interpolate(start: Weights, end: Weights, alpha: float) -> Weights:
     return jax.tree.map(mix, start, end)
 
 
-def choose(points: Mapping[float, Mapping[str, float]], maximize: str, keep: Mapping[str, float]) -> float:
+def choose(
+    points: Mapping[float, Mapping[str, float]], metric: str, keep: Mapping[str, float], goal: str = "maximize"
+) -> float:
     """Returns the alpha with the largest metric, among those that lose at most `keep` of other metrics against alpha 0.
 
+    With the goal "minimize", the smallest metric, and other metrics may grow by at most `keep`.
     Raises UserError for an unknown metric, or if no point keeps them.
     """
-    known = next(iter(points.values()))
-    for name in (maximize, *keep):
+    known, sign = next(iter(points.values())), 1 if goal == "maximize" else -1
+    for name in (metric, *keep):
         if name not in known:
             raise UserError(f"there is no metric {name!r}: the evaluators give {', '.join(known)}")
-    allowed = [a for a, metrics in points.items() if all(metrics[x] >= points[0][x] - loss for x, loss in keep.items())]
-    return max(allowed, key=lambda alpha: points[alpha][maximize])
+    allowed = [
+        alpha
+        for alpha, metrics in points.items()
+        if all(sign * (points[0][name] - metrics[name]) <= loss for name, loss in keep.items())
+    ]
+    return max(allowed, key=lambda alpha: sign * points[alpha][metric])
 
 
 def evaluate_points(line: Line, alphas: Sequence[float], file: EvaluationFile) -> dict[float, dict[str, float]]:

@@ -22,6 +22,8 @@ class PriorTaskOptions(task.Stage2TaskOptions):
     model: PriorOptions = PriorOptions()
 
 
+_FINETUNE = "vqgan/prior_finetune"  # the shipped config that starts from a checkpoint
+
 OPTIONS, EVALUATORS, PROGRAMS = PriorTaskOptions, evaluators.EVALUATORS, task.PROGRAMS
 open_weights = prior.open_checkpoint
 make_evaluation = task.make_evaluation
@@ -32,7 +34,7 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
     if config.pretrained:
         checkpoint = _open_pretrained(config)
         options = {**checkpoint.options.to_dict(), "classes": checkpoint.condition.classes}
-        task.adopt_checkpoint(config, stated, checkpoint, options, "dalle/finetune")
+        task.adopt_checkpoint(config, stated, checkpoint, options, _FINETUNE)
 
 
 def _open_pretrained(config: ConfigDict) -> Stage2Checkpoint:
