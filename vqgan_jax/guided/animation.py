@@ -94,8 +94,8 @@ def animate(
     """Paints an animation of the prompt's scenes, each of `motion.frames` frames.
 
     With motion, every frame starts from the codes (of other drawers, the parameters) of the warped previous image, over
-    white if it is transparent, with a new optimiser state, and `init_weight` and `init_pixels` refer to this start. An overlay
-    is not warped. Without motion, latents and optimiser state continue from frame to frame.
+    white if it is transparent, with a new optimiser state, and `init_weight` and `init_pixels` refer to this start. An
+    overlay is not warped. Without motion, latents and optimiser state continue from frame to frame.
 
     Args:
       preview: called after every frame with `(frame index, uint8 [H, W, c])`.

@@ -368,7 +368,7 @@ def test_models_and_drawers_must_agree(vq, clip, tmp_path):
         ({"drawer": "grid", "drawer_options": {"shape": "star"}}, "shape = 'star'; it must be one of rect, hex"),
         ({"drawer": "grid", "drawer_options": {"colours": "red,rouge"}}, "'rouge' is not a colour"),
         ({"drawer": "strokes", "drawer_options": {"ground": "paper"}}, "'paper' is not a colour"),
-        ({"drawer": "implicit", "drawer_options": "seamless=yes"}, "seamless = 'yes' is of type str; it must be of type bool"),
+        ({"drawer": "implicit", "drawer_options": "seamless=yes"}, "seamless = 'yes' is of type str; it must be of type b"),
         ({"drawer": "grid", "drawer_options": "hex"}, "drawer_options = 'hex'; it must be NAME=VALUE"),
         ({"drawer": "grid", "drawer_options": 3}, "drawer_options = 3 is of type int"),
         ({"drawer": "pixel", "sparsity": 1.0}, "sparsity = 1: drawer = pixel has no penalty of detail"),
