@@ -1,6 +1,9 @@
 """Drawers against closed forms and twins in NumPy; and paintings by each of them, with a CLIP alone."""
 
+import dataclasses
 import functools
+import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +11,11 @@ import numpy as np
 import pytest
 
 from train_jax.errors import ConfigError, LoadError
+from train_jax.options import option
 from vqgan_jax import guided
 from vqgan_jax.guided import colour, drawers, options
 from vqgan_jax.guided.drawers import grid, rasterise, wavelet
-from vqgan_jax.guided.drawers.drawer import Context
+from vqgan_jax.guided.drawers.drawer import Context, Drawer, normal
 
 SIZE = (16, 24)
 SMALL = {
@@ -57,6 +61,17 @@ def drawer(name):
 
 def test_every_drawer_is_tested():
     assert {"vqgan", *SMALL} == drawers.TABLE.keys()
+
+
+def test_the_example_of_the_docs_is_a_drawer():
+    text = (Path(__file__).parents[3] / "docs" / "design.md").read_text()
+    lines = text.partition("A drawer is a file, and a line of `TABLE`:\n\n")[2].partition("\n\nA drawer that")[0]
+    names = {"dataclasses": dataclasses, "jax": jax, "jnp": jnp, "np": np}
+    names |= {"Drawer": Drawer, "option": option, "normal": normal}
+    exec(textwrap.dedent(lines), names)
+    stripes = names["Stripes"](count=3)
+    shown = render(stripes, stripes.init(SIZE, [0]))
+    assert shown.shape == (*SIZE, 3) and len(np.unique(shown[0], axis=0)) == 3 and (shown == shown[:1]).all()
 
 
 def test_gradients_reach_every_parameter(drawer):
