@@ -34,7 +34,7 @@ class Implicit(Drawer):
         return z
 
     def render(self, z, context):
-        positions = 2 * pixel_positions(context.size)  # shorter side from -1 to 1
+        positions = np.moveaxis(2 * pixel_positions(context.size), 0, -1)  # shorter side from -1 to 1
         if self.seamless:
             turns = 2 * np.pi * positions * min(context.size) / (2 * np.array(context.size[::-1]))
             positions = np.concatenate([np.cos(turns), np.sin(turns)], axis=-1)

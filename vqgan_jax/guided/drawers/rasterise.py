@@ -23,10 +23,10 @@ _AT_ONCE = 4  # shapes whose coverages are in memory
 _EPS = 1e-6
 
 
-def pixel_positions(size: tuple[int, int]) -> Float32[np.ndarray, "H W 2"]:
-    """Returns the positions of the centres of the pixels."""
+def pixel_positions(size: tuple[int, int]) -> Float32[np.ndarray, "2 H W"]:
+    """Returns x and y of the centres of the pixels."""
     y, x = np.meshgrid(*((np.arange(side) + 0.5 - side / 2) / min(size) for side in size), indexing="ij")
-    return np.stack([x, y], axis=-1).astype(np.float32)
+    return np.stack([x, y]).astype(np.float32)
 
 
 def soften(depth: Float[Array, "H W"], size: tuple[int, int]) -> Float[Array, "H W"]:
@@ -35,19 +35,20 @@ def soften(depth: Float[Array, "H W"], size: tuple[int, int]) -> Float[Array, "H
 
 
 def distance_to_segments(
-    p: Float[Points, "H W 2"], a: Float[Points, "s 2"], b: Float[Points, "s 2"]
+    p: Float[Points, "2 H W"], a: Float[Points, "s 2"], b: Float[Points, "s 2"]
 ) -> Float[Array, "H W"]:
     """Computes the distance to the nearest of the line segments from `a` to `b`."""
-    p, a, b = p[None], a[:, None, None], b[:, None, None]
-    along = jnp.sum((p - a) * (b - a), -1, keepdims=True) / jnp.maximum(jnp.sum((b - a) ** 2, -1, keepdims=True), _EPS)
-    squares = jnp.sum((p - a - jnp.clip(along, 0, 1) * (b - a)) ** 2, axis=-1)
+    x, y, (ax, ay), (bx, by) = p[0][None], p[1][None], a.T[..., None, None], b.T[..., None, None]
+    dx, dy = bx - ax, by - ay
+    along = jnp.clip(((x - ax) * dx + (y - ay) * dy) / jnp.maximum(dx**2 + dy**2, _EPS), 0, 1)
+    squares = (x - ax - along * dx) ** 2 + (y - ay - along * dy) ** 2
     return jnp.sqrt(jnp.min(squares, axis=0) + _EPS**2)
 
 
-def depth_in_polygon(p: Float[Points, "H W 2"], corners: Float[Points, "k 2"]) -> Float[Array, "H W"]:
+def depth_in_polygon(p: Float[Points, "2 H W"], corners: Float[Points, "k 2"]) -> Float[Array, "H W"]:
     """Computes the distance to the edge of a polygon, negative outside, by the even-odd rule."""
     a, b = corners, jnp.roll(corners, -1, axis=0)
-    (ax, ay), (bx, by), (x, y) = (jnp.moveaxis(c, -1, 0) for c in (a[:, None, None], b[:, None, None], p[None]))
+    x, y, (ax, ay), (bx, by) = p[0][None], p[1][None], a.T[..., None, None], b.T[..., None, None]
     rises = (ay > y) != (by > y)
     crossing = ax + (bx - ax) * (y - ay) / jnp.where(ay == by, 1.0, by - ay)
     is_inside = jnp.sum(rises & (x < crossing), axis=0) % 2 == 1

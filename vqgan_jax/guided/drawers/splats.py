@@ -38,7 +38,7 @@ class Splats(Drawer):
 
         def opacity(splat):
             cos, sin = jnp.cos(splat["angle"]), jnp.sin(splat["angle"])
-            x, y = jnp.moveaxis(pixels - rasterise.POSITION * splat["centre"][None, None], -1, 0)
+            x, y = pixels - rasterise.POSITION * splat["centre"][:, None, None]
             variances = (self.radius * jnp.exp(splat["scale"])) ** 2 + (_BLUR / min(context.size)) ** 2
             squares = (cos * x + sin * y) ** 2 / variances[0] + (cos * y - sin * x) ** 2 / variances[1]
             return jax.nn.sigmoid(splat["opacity"]) * jnp.exp(-squares / 2)
