@@ -113,7 +113,7 @@ class CLIPTaskOptions(Options):
 
 
 OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS
-PROGRAMS = {"encode": "clip_jax.plan"}
+PROGRAMS = {"encode": "clip_jax.plan", "paint": "vqgan_jax.guided.plan"}
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:

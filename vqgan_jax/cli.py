@@ -27,6 +27,11 @@ examples:
 
 vqgan-jax COMMAND --help describes each command.""",
     "paint": guided.EXAMPLES,
+    "drawers": """\
+example:
+  vqgan-jax paint "a fox" --clip DIR --drawer strokes --drawer-options count=32,ink=black --sparsity 0.02 --out fox.png
+
+A drawer is what a painting optimises. The options listed under its name are given to paint by --drawer-options.""",
     "train": """\
 The same as train-jax; vqgan-jax train --help lists its options.""",
     "models": """\

@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, UInt8
 from tqdm import tqdm
 
 from train_jax.errors import ConfigError
-from vqgan_jax.guided import augment
+from vqgan_jax.guided import augment, colour
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.painting import Clips, Job, Painter, check_request
 from vqgan_jax.guided.prompts import Scene, parse
@@ -75,12 +75,12 @@ class Animation:
     The `steps` steps before the first frame are not included.
     """
 
-    frames: UInt8[np.ndarray, "f H W 3"]
+    frames: UInt8[np.ndarray, "f H W c"]
     losses: Float32[np.ndarray, "f steps"]
 
 
 def animate(
-    vq: Vqgan,
+    vq: Vqgan | None,
     clip: Clips,
     prompt: str,
     *,
@@ -93,12 +93,12 @@ def animate(
 ) -> Animation:
     """Paints an animation of the prompt's scenes, each of `motion.frames` frames.
 
-    With motion, every frame starts from the codes of the warped previous image, with a new optimiser state, and
-    `init_weight` and `init_pixels` refer to this start. An overlay is not warped. Without motion, latents and optimiser
-    state continue from frame to frame.
+    With motion, every frame starts from the codes (of other drawers, the parameters) of the warped previous image, over
+    white if it is transparent, with a new optimiser state, and `init_weight` and `init_pixels` refer to this start. An
+    overlay is not warped. Without motion, latents and optimiser state continue from frame to frame.
 
     Args:
-      preview: called after every frame with `(frame index, uint8 [H, W, 3])`.
+      preview: called after every frame with `(frame index, uint8 [H, W, c])`.
       others: as in `paint`.
 
     Raises the errors of `paint`, and ConfigError for schedules over the steps (an animation has no last step), for
@@ -129,8 +129,8 @@ def animate(
                 state, _ = painter.advance(state, resolved.schedule.steps)
             elif not motion.is_still:
                 image = _warp(painter.render_without_overlay(state)[0], homography)
-                init_images = np.clip(np.asarray(image), 0, 1)[None]
-                init_latents = painter.latents_from_codes(vq.encode(init_images))
+                init_images = np.clip(np.asarray(colour.flatten(image, 1.0)), 0, 1)[None]
+                init_latents = painter.encode(init_images, state.z)
                 painter.problem = painter.problem._replace(
                     init_latents=init_latents, init_images=painter.to_devices(init_images)
                 )

@@ -1,4 +1,7 @@
-"""Command line `vqgan-jax paint`. Arguments come from flags, a config file, or the metadata of a painted PNG."""
+"""Command lines `vqgan-jax paint` and `vqgan-jax drawers`.
+
+Arguments of a painting come from flags, a config file, or the metadata of a painted PNG.
+"""
 
 import argparse
 import dataclasses
@@ -17,11 +20,14 @@ examples:
   vqgan-jax paint "a castle" --vqgan DIR --clip DIR --size 256x384 --quality best --video castle.mp4 --out castle.png
   vqgan-jax paint @prompts.txt --vqgan DIR --clip DIR --n 2 --out grid.png --folder pictures
   vqgan-jax paint "a seed ^ a tree" --vqgan DIR --clip DIR --frames 60 --zoom 1.02 --video story.mp4 --out last.png
+  vqgan-jax paint "a robot" --clip DIR --drawer grid --drawer-options cells=24,shape=hex,colours=black,red --out robot.png
+  vqgan-jax paint "a sticker of a fox" --clip DIR --drawer strokes --drawer-options ground=transparent --out fox.png
   vqgan-jax paint --repeat star.png --out again.png
   vqgan-jax paint --config options.yaml --lr 0.2 --out out.png
 
 A prompt is text:weight:stop | text:weight | image=FILE:weight | noise=SEED:weight. A negative weight maximises the
 distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
+--drawer names what is optimised instead of a VQGAN's latents; vqgan-jax drawers lists all with their options.
 The same seed gives the same image. Every PNG contains its options as metadata, and --repeat reproduces it."""
 
 # Arguments besides the options of `guided.options`, with their defaults.
@@ -40,7 +46,7 @@ _FPS = 15
 
 
 def add(command_parser: Callable) -> None:
-    """Adds the command `paint` to `vqgan-jax`. `command_parser` is returned by `train_jax.command.parser`."""
+    """Adds the commands `paint` and `drawers` to `vqgan-jax`. `command_parser` is returned by `train_jax.command.parser`."""
     sub = command_parser("paint", "Paint images from prompts by the gradient of CLIP (VQGAN+CLIP).", _paint)
     unset = argparse.SUPPRESS  # unset arguments are absent, which distinguishes them from explicit defaults
     sub.add_argument(
@@ -71,6 +77,7 @@ def add(command_parser: Callable) -> None:
         motion.add_argument(_flag(name), type=number_type, default=unset, metavar="N", help=text)
     for group in options_lib.GROUPS.values():
         _add_group(sub, group)
+    command_parser("drawers", "List the drawers of vqgan-jax paint, with their options.", _list_drawers)
 
 
 def _add_group(parser: argparse.ArgumentParser, group: type[options_lib.Group]) -> None:
@@ -120,6 +127,7 @@ _PARSERS_AND_METAVARS = {
     "palette": (_parse_names, "COLOURS"),
     "edge_colour": (str, "COLOUR"),
     "memory": (float, "GIB"),
+    "drawer_options": (str, "NAME=VALUE,…"),
 }
 
 
@@ -189,9 +197,13 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
         raise UserError(f"dtype = {run['dtype']!r}; it must be one of {', '.join(arguments_lib.DTYPES)}")
     if not arguments.repeat:  # metadata contain expanded prompts, never @FILE
         run["prompts"] = arguments_lib.lines(run["prompts"], "a prompt")
+    drawer = values.get("drawer", "vqgan")
+    if drawer != "vqgan" and run["vqgan"]:
+        raise UserError(f"--vqgan {run['vqgan']}: the drawer {drawer} uses no VQGAN; leave it out")
     for name, argument in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
-        if not run[name]:
-            raise UserError(f"{argument} is missing: paint needs at least one prompt, one VQGAN and one CLIP")
+        if not run[name] and (name != "vqgan" or drawer == "vqgan"):
+            needed = "one prompt, one VQGAN (or another --drawer) and one CLIP"
+            raise UserError(f"{argument} is missing: paint needs at least {needed}")
     motion = {name: values[name] for name in _MOTION_OPTIONS if name in values}
     if motion and "frames" not in motion:
         flag = _flag(next(iter(motion)))
@@ -204,7 +216,7 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
     from vqgan_jax.guided import metadata
 
     fields = metadata.read(path)
-    models = {"vqgan": fields["vqgan"]["path"], "clip": [clip["path"] for clip in fields["clips"]]}
+    models = {"vqgan": fields["vqgan"] and fields["vqgan"]["path"], "clip": [clip["path"] for clip in fields["clips"]]}
     run = {name: fields[name] for name in ("prompts", "clip_weights", "dtype", "seed", "n")}
     options = options_lib.add_disabled_groups(fields["options"])
     options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
@@ -308,12 +320,12 @@ def _load_models(request: PaintRequest, repeat: str | None, files: Mapping[str, 
     import vqgan_jax
     from vqgan_jax.guided import metadata
 
-    vq = vqgan_jax.load(request.run["vqgan"], dtype=request.run["dtype"])
+    vq = request.run["vqgan"] and vqgan_jax.load(request.run["vqgan"], dtype=request.run["dtype"])
     clips = [clip_jax.load(path, dtype=request.run["dtype"]) for path in request.run["clip"]]
     if repeat:
         fields = metadata.read(repeat)
-        expected = [fields["vqgan"]["sha256"], *(clip["sha256"] for clip in fields["clips"])]
-        actual = [vq.fingerprint, *(clip.fingerprint for clip in clips)]
+        expected = [model["sha256"] for model in (fields["vqgan"], *fields["clips"]) if model]
+        actual = [model.fingerprint for model in (vq, *clips) if model]
         if actual != expected:
             raise UserError(
                 f"{repeat} was painted with weights of SHA-256 {', '.join(x[:12] for x in expected)}; the SHA-256 of "
@@ -342,8 +354,8 @@ def _make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -
         "seed": run["seed"],
         "n": run["n"],
         "clip_weights": run["clip_weights"],
-        "dtype": vq.compute.dtype,
-        "vqgan": {"path": run["vqgan"], "sha256": vq.fingerprint},
+        "dtype": vq.compute.dtype if vq else clips[0].dtype,
+        "vqgan": vq and {"path": run["vqgan"], "sha256": vq.fingerprint},
         "clips": [{"path": p, "sha256": c.fingerprint} for p, c in zip(run["clip"], clips, strict=True)],
         "files": files,
         "motion": request.motion,
@@ -358,6 +370,7 @@ def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields
 
     from train_jax.pictures import enlarged_grid, image_grid
     from vqgan_jax.guided import metadata, video
+    from vqgan_jax.guided.colour import over_white
     from vqgan_jax.guided.painting import paint
 
     n, prompts = request.run["n"], request.run["prompts"]
@@ -367,8 +380,8 @@ def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields
         return [list(images[i : i + n]) for i in range(0, len(images), n)]
 
     def make_sheet(images) -> Image.Image:
-        """Returns the only image, or a grid with one row per prompt."""
-        return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(group_by_prompt(images))
+        """Returns the only image, or a grid with one row per prompt, in which what is transparent is white."""
+        return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(group_by_prompt(over_white(images)))
 
     preview = arguments.preview
     painting = paint(
@@ -386,7 +399,7 @@ def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields
             image_fields = fields | {"only": index if len(painting.images) > 1 else None}
             metadata.save(Image.fromarray(image), folder / f"{index // n:04d}-{index % n:04d}.png", image_fields)
     if arguments.video:
-        snapshots = painting.snapshots[selection]
+        snapshots = over_white(painting.snapshots[selection])
         frames = [image_grid(group_by_prompt(snapshots[:, i])) for i in range(snapshots.shape[1])]
         video.write(arguments.video, frames, arguments.fps)
 
@@ -397,6 +410,7 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, field
 
     from vqgan_jax.guided import metadata, video
     from vqgan_jax.guided.animation import Motion, animate
+    from vqgan_jax.guided.colour import over_white
 
     if len(request.run["prompts"]) > 1 or request.run["n"] != 1:
         raise UserError("an animation has one prompt, with scenes separated by ^, and one image: leave out --n")
@@ -411,4 +425,23 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, field
     )  # fmt: skip
     metadata.save(Image.fromarray(animation.frames[-1]), out, fields)
     if arguments.video:
-        video.write(arguments.video, list(animation.frames), arguments.fps)
+        video.write(arguments.video, list(over_white(animation.frames)), arguments.fps)
+
+
+def _list_drawers(arguments: argparse.Namespace) -> int:
+    """Runs the command `drawers`."""
+    from vqgan_jax.guided import drawers
+    from vqgan_jax.guided.drawers.drawer import Drawer
+
+    for name in drawers.TABLE:
+        drawer = drawers.find(name)
+        print(f"{name:10}{drawer.__doc__.splitlines()[0]}")
+        if name == "vqgan":  # whose options are those of paint
+            continue
+        for option, default, text in drawer.documentation(""):
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            print(f"          {option}={str(shown).lower()}  {text}")
+        if drawer.regularise is not Drawer.regularise:
+            penalty = drawer.regularise.__doc__.splitlines()[0].rstrip(".")
+            print(f"          --sparsity  weight of the {penalty[0].lower()}{penalty[1:]}")
+    return 0

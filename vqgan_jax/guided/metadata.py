@@ -66,7 +66,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def _is_valid(fields: dict[str, Any]) -> bool:
     """Returns whether all values have the types that `save` wrote."""
-    models = [fields["vqgan"], *fields["clips"]]
+    models = [*([] if fields["vqgan"] is None else [fields["vqgan"]]), *fields["clips"]]
     valid = all(isinstance(model[key], str) for model in models for key in ("path", "sha256"))
     valid = valid and fields["dtype"] in DTYPES
     valid = valid and all(isinstance(fields[name], dict) for name in ("files", "motion", "options"))

@@ -23,6 +23,10 @@ from PIL import Image, ImageColor
 from train_jax import options as schema
 from train_jax.errors import ConfigError, in_float32
 from train_jax.options import option
+from vqgan_jax.guided import drawers
+
+if typing.TYPE_CHECKING:
+    from vqgan_jax.guided.drawers.drawer import Drawer
 
 QUALITIES = {
     "draft": {"steps": 100, "cuts": 8},
@@ -92,16 +96,35 @@ class Schedule(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawing(Group):
+    """Drawer"""
+
+    needs = {"drawer": ()}
+
+    drawer: str = option("vqgan", "what is optimised; all but vqgan need no VQGAN", choices=tuple(drawers.TABLE))
+    drawer_options: Mapping | str | None = option(
+        None, "options of the drawer, a mapping or NAME=VALUE,NAME=VALUE; see vqgan-jax drawers"
+    )
+    sparsity: float = traced_option(
+        0.0, "weight of the drawer's penalty of superfluous detail; see vqgan-jax drawers", least=0
+    )
+
+    def make(self) -> "Drawer":
+        """Makes the drawer."""
+        return make_drawer(self.drawer, self.drawer_options or {})
+
+
+@dataclasses.dataclass(frozen=True)
 class Canvas(Group):
     """Image size and overlay"""
 
     excludes = {"size": ("aspect", "scale")}
 
     size: tuple[int, int] | None = option(
-        None, "(height, width) in pixels; default: the VQGAN's training size", least=1
+        None, "(height, width) in pixels; default: the VQGAN's training size, or twice CLIP's", least=1
     )
     aspect: str | None = option(None, "aspect ratio at constant area: width:height, square, widescreen or portrait")
-    scale: float = option(1.0, "factor on the sides of the VQGAN's training images", above=0)
+    scale: float = option(1.0, "factor on the sides of the default size", above=0)
     overlay: _ImageSource | None = option(None, "image with transparency (a PNG) that is composited over the result")
 
     def __post_init__(self):
@@ -109,19 +132,19 @@ class Canvas(Group):
         if self.aspect is not None:
             parse_aspect_ratio(self.aspect)
 
-    def image_size(self, trained_size: int, factor: int) -> tuple[int, int]:
+    def image_size(self, default_size: int, factor: int) -> tuple[int, int]:
         """Computes height and width in pixels. Raises ConfigError for sizes that are not multiples of `factor`.
 
         Args:
-          trained_size: side of the VQGAN's training images.
-          factor: downsampling factor of the VQGAN, pixels per code along a side.
+          default_size: side of the VQGAN's training images, or the default side of other drawers.
+          factor: number that must divide both sides: the downsampling factor of the VQGAN, or a drawer's.
         """
         if self.size is not None:
             if any(side % factor for side in self.size):
                 near = " x ".join(str(max(factor, round(side / factor) * factor)) for side in self.size)
                 raise ConfigError(
                     f"size = {self.size[0]} x {self.size[1]}: both sides must be divisible by {factor}, the "
-                    f"downsampling factor of this VQGAN; {near} is near"
+                    f"downsampling factor of this VQGAN or drawer; {near} is near"
                 )
             return self.size
         width, height = parse_aspect_ratio(self.aspect or "square")
@@ -131,11 +154,11 @@ class Canvas(Group):
             height, width = (max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
             return height, width
 
-        size = round_to_codes(trained_size * self.scale)
-        if self.scale != 1 and size == round_to_codes(trained_size):
+        size = round_to_codes(default_size * self.scale)
+        if self.scale != 1 and size == round_to_codes(default_size):
             raise ConfigError(
-                f"scale = {self.scale:g}: rounded to codes of {factor} pixels, the size stays {size[0]} x {size[1]}; "
-                "choose a larger change, or set size"
+                f"scale = {self.scale:g}: rounded to {'codes of ' if factor > 1 else ''}{factor} pixels, the size stays "
+                f"{size[0]} x {size[1]}; choose a larger change, or set size"
             )
         return size
 
@@ -155,12 +178,11 @@ class Start(Group):
 
 @dataclasses.dataclass(frozen=True)
 class Latents(Group):
-    """Latents"""
+    """Latents of a VQGAN"""
+
+    needs = {"drawer": ("vqgan",)}
 
     latents: str = option("straight", "latent parametrisation: vectors (straight) or logits of codes", choices=LATENTS)
-    average: float = traced_option(
-        0.0, "decay of the latents' moving average, which is decoded; 0: off", least=0, most=0.9999
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +203,9 @@ class Optimization(Group):
 
     optimizer: str = option("adam", "optimiser of optax", choices=OPTIMIZERS)
     lr: float = traced_option(0.1, "learning rate", above=0)
+    average: float = traced_option(
+        0.0, "decay of the moving average of the latents or parameters, which is rendered; 0: off", least=0, most=0.9999
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,9 +335,10 @@ class Options:
     """Resolved options of a painting; None: a disabled group. Created by `resolve`."""
 
     schedule: Schedule
+    drawing: Drawing | None
     canvas: Canvas
     start: Start | None
-    latents: Latents
+    latents: Latents | None
     probabilities: Probabilities | None
     optimization: Optimization
     rate_decay: RateDecay | None
@@ -345,7 +371,8 @@ class Options:
         for name in IMAGE_OPTIONS:
             if values[name] is not None:
                 values[name] = str(values[name]) if isinstance(values[name], str | Path) else "(an array)"
-        return values | {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
+        values |= {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
+        return values | {"drawer_options": _to_json(values["drawer_options"])}
 
 
 def add_disabled_groups(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -396,6 +423,8 @@ def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any
         raise ConfigError(f"micro_cuts = {micro_cuts} does not divide cuts = {cuts}")
     if any(values["cut_power"] != 1 for values in completed) and all(values["cut_min"] == 1 for values in completed):
         raise ConfigError("cut_min = 1 makes every crop the whole shorter side: cut_power has no effect; leave one out")
+    if completed[0]["drawer"] != "vqgan":
+        _check_drawer(completed)
     return [
         Options(**{name: _make_group(name, values) if enabled else None for name, enabled in is_enabled.items()})
         for values in completed
@@ -410,7 +439,60 @@ def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
     """Parses each option and completes the options with presets and defaults."""
     refuse_unknown(options, FIELDS, "an option")
     options = {name: _parse_option(name, value) for name, value in options.items()}
+    if options.get("drawer", "vqgan") != "vqgan":
+        options["drawer_options"] = vars(make_drawer(options["drawer"], options.get("drawer_options") or {}))
     return _DEFAULTS | QUALITIES[options.get("quality", "normal")] | options
+
+
+def make_drawer(name: str, values: Mapping[str, Any] | str) -> "Drawer":
+    """Makes a drawer without weights from its options, a mapping whose values may be strings, or NAME=VALUE,NAME=VALUE.
+
+    Raises ConfigError for unknown or invalid options.
+    """
+    values = _parse_assignments(values) if isinstance(values, str) else values
+    drawer_class = drawers.find(name)
+    fields = {field.name: field for field in dataclasses.fields(drawer_class)}
+    refuse_unknown(values, fields, f"an option of the drawer {name}")
+    parsed = {key: schema.parse_value(fields[key], _parse_text(fields[key], value), key) for key, value in values.items()}
+    return drawer_class(**parsed)
+
+
+def _parse_assignments(text: str) -> dict[str, str]:
+    """Parses NAME=VALUE,NAME=VALUE. A part without = belongs to the value before it: colours=red,blue."""
+    values: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, value = (x.strip() for x in part.partition("="))
+        if equals:
+            values[name] = value
+        elif values:
+            values[next(reversed(values))] += f",{name}"
+        else:
+            raise ConfigError(f"drawer_options = {text!r}; it must be NAME=VALUE, separated by commas")
+    return values
+
+
+def _parse_text(field: dataclasses.Field, value: Any) -> Any:
+    """Parses a string as the type of a drawer's option. What has another type is returned as it is."""
+    if not isinstance(value, str) or isinstance(field.default, str):
+        return _to_python(value)
+    if isinstance(field.default, tuple):
+        return tuple(part.strip() for part in value.split(","))
+    try:
+        return {"true": True, "false": False}[value] if isinstance(field.default, bool) else type(field.default)(value)
+    except (ValueError, KeyError):
+        return value  # refused for its type
+
+
+def _check_drawer(completed: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError for options that mean nothing to a drawer."""
+    from vqgan_jax.guided.drawers.drawer import Drawer
+
+    name = completed[0]["drawer"]
+    if completed[0]["prior"] is not None:
+        raise ConfigError(f"prior = {completed[0]['prior']}: it models the codes of a VQGAN, and drawer = {name} has none")
+    weights = [values["sparsity"] for values in completed if values["sparsity"]]
+    if weights and drawers.find(name).regularise is Drawer.regularise:
+        raise ConfigError(f"sparsity = {weights[0]:g}: drawer = {name} has no penalty of detail; leave it out")
 
 
 def _parse_option(name: str, value: Any) -> Any:
@@ -426,6 +508,10 @@ def _to_python(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return tuple(map(_to_python, value)) if isinstance(value, list | tuple) else value
+
+
+def _to_json(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return values and {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _differs_from_default(name: str, value: Any) -> bool:

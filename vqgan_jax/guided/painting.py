@@ -19,6 +19,8 @@ from train_jax.errors import ConfigError
 from train_jax.profiling import MemoryPlan
 from vqgan_jax.guided import augment, latents, memory, prior, resume, starts, targets, trajectory
 from vqgan_jax.guided import options as options_lib
+from vqgan_jax.guided.drawers.drawer import Drawer, Parameters
+from vqgan_jax.guided.drawers.vqgan import VqganLatents
 from vqgan_jax.guided.options import Options
 from vqgan_jax.guided.prompts import Scene, parse_scene
 from vqgan_jax.vqgan import Vqgan
@@ -33,20 +35,20 @@ class Painting:
     """Result of `paint` (leading axis: images) or `paint_many` (leading axes: prompts, seeds, settings).
 
     Attributes:
-      images: final images.
+      images: final images, RGB or, of some drawers, RGBA.
       losses: loss before each step.
       snapshots: images after every `save_every` steps, and the final image.
-      latents: optimised latents, or their moving average.
-      codes: nearest or most likely codes of the VQGAN.
+      latents: optimised parameters of the drawer, or their moving average: an array of latents, or a tree of arrays.
+      codes: nearest or most likely codes of the VQGAN; None for other drawers.
       plan: memory plan of a step per device, from the compiler.
       micro_cuts, remat: micro-batch size and rematerialisation of a step.
     """
 
-    images: UInt8[np.ndarray, "*n H W 3"]
+    images: UInt8[np.ndarray, "*n H W c"]
     losses: Float32[np.ndarray, "*n steps"]
-    snapshots: UInt8[np.ndarray, "*n s H W 3"]
-    latents: Float32[np.ndarray, "*n h w x"]
-    codes: Int32[np.ndarray, "*n h w"]
+    snapshots: UInt8[np.ndarray, "*n s H W c"]
+    latents: Parameters
+    codes: Int32[np.ndarray, "*n h w"] | None
     plan: MemoryPlan | None
     micro_cuts: int
     remat: bool
@@ -61,7 +63,7 @@ class Job(NamedTuple):
 
 
 def paint(
-    vq: Vqgan,
+    vq: Vqgan | None,
     clip: Clips,
     prompts: str | Sequence[str],
     *,
@@ -74,10 +76,10 @@ def paint(
     preview: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
     **options,
 ) -> Painting:
-    """Paints images from prompts (VQGAN+CLIP, arXiv 2204.08583).
+    """Paints images from prompts (VQGAN+CLIP, arXiv 2204.08583), or with another drawer than a VQGAN's latents.
 
     Args:
-      vq, clip: loaded models. The losses of several CLIPs are summed with `clip_weights`.
+      vq, clip: loaded models. The losses of several CLIPs are summed with `clip_weights`. With another drawer `vq` is None.
       prompts: a prompt, or a list of prompts that are painted in one batch; see `guided.prompts` for the grammar.
       seed: integer in [0, 2^32 - 1]. Results are deterministic for a seed and a device.
       n: number of images per prompt, with seeds `seed` to `seed + n - 1`. Images of a prompt are adjacent.
@@ -85,7 +87,7 @@ def paint(
       resume_from: state file of an unfinished painting, which is continued exactly to a total of `steps` steps.
       state_file: .npz file for (z, optimiser, average, step), written after every `save_every` steps.
       progress: whether to show a progress bar.
-      preview: called after every `save_every` steps with `(steps done, uint8 [n, H, W, 3], losses [n, steps done])`.
+      preview: called after every `save_every` steps with `(steps done, uint8 [n, H, W, c], losses [n, steps done])`.
       options: see `guided.options.Options`.
 
     Raises PromptError for syntax errors of a prompt, ConfigError for invalid or contradictory options, BrokenSample for
@@ -108,7 +110,7 @@ def paint(
 
 
 def paint_many(
-    vq: Vqgan,
+    vq: Vqgan | None,
     clip: Clips,
     prompts: Sequence[str],
     *,
@@ -147,10 +149,13 @@ def paint_many(
         loaded = painter.prior
         paintings.append(painter.run(painter.state, np.zeros((len(painter.jobs), 0), np.float32), progress))
     axes = (len(prompts), len(seeds), len(settings))
-    arrays = {}
-    for name in ("images", "losses", "snapshots", "latents", "codes"):
-        values = np.concatenate([getattr(painting, name) for painting in paintings])
-        arrays[name] = values.reshape(*axes, *values.shape[1:])
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+        values = np.concatenate(parts)
+        return values.reshape(*axes, *values.shape[1:])
+
+    names = ("images", "losses", "snapshots", "latents", "codes")
+    arrays = {name: jax.tree.map(join, *(getattr(painting, name) for painting in paintings)) for name in names}
     return dataclasses.replace(paintings[0], **arrays)
 
 
@@ -169,6 +174,22 @@ def check_request(seed: int | np.integer, n: int | np.integer, prompts: Sequence
 keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
 
 
+def make_drawer(vq: Vqgan | None, options: Options) -> Drawer:
+    """Makes the drawer of a painting. Raises ConfigError for a VQGAN that is missing or superfluous."""
+    if options.drawing is None:
+        if vq is None:
+            raise ConfigError("drawer = 'vqgan' needs a VQGAN: load one, or name another drawer")
+        return VqganLatents(vq.module, options.latents.latents, vq)
+    if vq is not None:
+        raise ConfigError(f"drawer = {options.drawing.drawer!r} uses no VQGAN: leave it out (None)")
+    return options.drawing.make()
+
+
+def default_size(vq: Vqgan | None, clips: Sequence[Clip]) -> int:
+    """Returns the side of the VQGAN's training images; without a VQGAN twice CLIP's, so that crops differ."""
+    return vq.size if vq is not None else 2 * max(clip.preprocess.size for clip in clips)
+
+
 class Painter:
     """Models, arrays on the devices and compiled programs for a batch of jobs, shared by `paint` and `animate`.
 
@@ -178,35 +199,32 @@ class Painter:
 
     def __init__(
         self,
-        vq: Vqgan,
+        vq: Vqgan | None,
         clip: Clips,
         jobs: Sequence[Job],
         clip_weights: Sequence[float | int] | None = None,
         loaded: prior.Prior | None = None,
     ):
-        self.vq, self.jobs, self.options = vq, list(jobs), jobs[0].options
+        self.jobs, self.options = list(jobs), jobs[0].options
         self.clips = targets.to_clip_tuple(clip)
         self.clip_weights = targets.resolve_clip_weights(clip_weights, len(self.clips))
-        self.size = self.options.canvas.image_size(vq.size, vq.factor)
+        self.drawer = make_drawer(vq, self.options)
+        self.size = self.options.canvas.image_size(default_size(vq, self.clips), self.drawer.factor)
         self._check_cut_power()
-        self.mesh = jax.tree.leaves(vq.variables)[0].sharding.mesh
-        self.kind = self.options.latents.latents
-        memory.check_decoder(vq, self.size, len(self.jobs), self.mesh)
+        self.mesh = jax.tree.leaves((vq or self.clips[0]).variables)[0].sharding.mesh
+        if vq is not None:
+            memory.check_decoder(vq, self.size, len(self.jobs), self.mesh)
         self.prior = loaded
         if loaded is None and self.options.prior is not None:
             self.prior = prior.load(self.options.prior.prior, vq, self.size)
         with jax.set_mesh(self.mesh):
-            codebook = latents.codebook_vectors(vq.module, vq.variables)
-            if self.kind == "straight" and codebook is None:
-                raise ConfigError(
-                    "latents = 'straight' needs code vectors, and the dVAE has none: use 'soft' or 'gumbel'"
-                )
-            weights = None
+            weights, prior_weights = self.drawer.weights, None
             if self.prior is not None:
-                spacing = latents.code_spacing(codebook) if self.kind == "straight" else None
-                weights = prior.PriorWeights(self.prior.params, spacing)
-                weights = jax.device_put(weights, NamedSharding(self.mesh, P()))
-            self.variables = trajectory.Variables(vq.variables, codebook, tuple(c.variables for c in self.clips), weights)
+                is_straight = self.options.latents.latents == "straight"
+                spacing = latents.code_spacing(weights.codebook) if is_straight else None
+                prior_weights = prior.PriorWeights(self.prior.params, spacing)
+                prior_weights = jax.device_put(prior_weights, NamedSharding(self.mesh, P()))
+            self.variables = trajectory.Variables(weights, tuple(c.variables for c in self.clips), prior_weights)
             self.problem = self._make_problem()
             self.state = self.init_state(self.problem.init_latents)
         self.steps: dict[int, memory.FittedProgram] = {}  # keyed by the number of steps
@@ -262,22 +280,21 @@ class Painter:
 
     def render(
         self, state: trajectory.State
-    ) -> tuple[UInt8[np.ndarray, "n H W 3"], Int32[np.ndarray, "n h w"], Float32[np.ndarray, "n h w x"]]:
-        """Decodes a state to images, codes and latents."""
+    ) -> tuple[UInt8[np.ndarray, "n H W c"], Int32[np.ndarray, "n h w"] | None, Parameters]:
+        """Renders a state to images, codes and parameters."""
         images, codes, z = self._render(state, self.problem.overlay)
         return np.round(255 * images).astype(np.uint8), codes, z
 
-    def render_without_overlay(self, state: trajectory.State) -> Float32[np.ndarray, "n H W 3"]:
-        """Decodes a state to images in [0, 1] without the overlay."""
+    def render_without_overlay(self, state: trajectory.State) -> Float32[np.ndarray, "n H W c"]:
+        """Renders a state to images in [0, 1] without the overlay."""
         return self._render(state, None)[0]
 
-    def latents_from_codes(self, codes: Int32[np.ndarray, "n h w"]) -> jax.Array:
-        """Returns latents [n, h, w, x], in the parametrisation of the options, that are quantised to `codes`."""
+    def encode(self, images: Float32[np.ndarray, "n H W 3"], z: Parameters) -> Parameters:
+        """Returns parameters whose pictures are near `images`, such as the codes of a VQGAN. A fit starts from `z`."""
         with jax.set_mesh(self.mesh):
-            z = latents.from_codes(self.kind, codes, self.variables.codebook, self.vq.num_codes)
-        return self.to_devices(z)
+            return self.to_devices(self.drawer.encode(self.size, images, z))
 
-    def init_state(self, init_latents: jax.Array) -> trajectory.State:
+    def init_state(self, init_latents: Parameters) -> trajectory.State:
         """Creates the state before the first step."""
         with jax.set_mesh(self.mesh):
             return self.to_devices(trajectory.init_state(self.options.optimization.optimizer, init_latents))
@@ -289,11 +306,11 @@ class Painter:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _render(self, state: trajectory.State, overlay: jax.Array | None) -> tuple[np.ndarray, ...]:
-        render = trajectory.get_renderer(self.vq.module, self.kind)
+    def _render(self, state: trajectory.State, overlay: jax.Array | None) -> tuple[np.ndarray, Any, Any]:
+        render = trajectory.get_renderer(self.drawer.without_weights(), self.size)
         variables, state = self.variables._replace(clips=(), prior=None), state._replace(optimizer=None)
         with jax.set_mesh(self.mesh):
-            return tuple(map(np.asarray, render(variables, self.problem.hparams, overlay, state)))
+            return jax.tree.map(np.asarray, render(variables, self.problem.hparams, overlay, state))
 
     def _check_cut_power(self) -> None:
         """Raises ConfigError if `cut_power` has no effect."""
@@ -341,7 +358,7 @@ class Painter:
             trajectory.Perceptor(c.module, c.preprocess.size, tuple(c.preprocess.mean), tuple(c.preprocess.std))
             for c in self.clips
         )
-        return trajectory.get_programs(self.vq.module, perceptors, self._make_static_config(micro_cuts, remat))
+        return trajectory.get_programs(perceptors, self._make_static_config(micro_cuts, remat))
 
     def _make_static_config(self, micro_cuts: int, remat: bool) -> trajectory.StaticConfig:
         """Derives the static configuration from options, jobs and devices."""
@@ -352,7 +369,7 @@ class Painter:
         if devices > 1:
             split = "paintings" if len(self.jobs) % devices == 0 else "cuts" if micro_cuts % devices == 0 else ""
         return trajectory.StaticConfig(
-            self.kind, o.optimization.optimizer, o.cutouts.cuts, o.cutouts.cut_method,
+            self.drawer.without_weights(), self.size, o.optimization.optimizer, o.cutouts.cuts, o.cutouts.cut_method,
             augment.select_augmentations(hparams), frozenset(terms), micro_cuts, remat, split,
             None if self.prior is None else self.prior.module,
         )  # fmt: skip
@@ -366,7 +383,7 @@ class Painter:
         """Embeds prompts, loads images, and moves the arrays of the objective to the devices."""
         o, n = self.options, len(self.jobs)
         target_vectors, weights, stops = targets.embed_scenes(self.clips, [job.scene for job in self.jobs])
-        init_images, init_codes = self._make_starts()
+        init_images, init_latents = self._make_starts()
         overlay, palette, border, aesthetic = o.canvas.overlay, o.palette, o.border, o.aesthetic
 
         def repeat(x):
@@ -379,7 +396,7 @@ class Painter:
             stops=stops,
             clip_weights=repeat(self.clip_weights),
             hparams=self._stack_hparams(),
-            init_latents=self.latents_from_codes(init_codes),
+            init_latents=init_latents,
             init_images=init_images,
             overlay=None if overlay is None else repeat(starts.load_overlay(overlay, self.size)),
             palette=None
@@ -395,16 +412,16 @@ class Painter:
         )
         return self.to_devices(problem)
 
-    def _make_starts(self) -> tuple[Float32[np.ndarray, "n H W 3"], Int32[np.ndarray, "n h w"]]:
-        """Creates the initial images and codes. Images are zero if codes are random."""
-        start, vq, n = self.options.start, self.vq, len(self.jobs)
+    def _make_starts(self) -> tuple[Float32[np.ndarray, "n H W 3"], Parameters]:
+        """Creates the initial images and parameters. Images are zero if parameters are random."""
+        start, n = self.options.start, len(self.jobs)
+        with jax.set_mesh(self.mesh):
+            z = self.drawer.init(self.size, [job.seed for job in self.jobs])
         if start is None:
-            grid = (self.size[0] // vq.factor, self.size[1] // vq.factor)
-            codes = np.stack([starts.sample_codes(job.seed, grid, vq.num_codes) for job in self.jobs])
-            return np.zeros((n, *self.size, 3), np.float32), codes
+            return np.zeros((n, *self.size, 3), np.float32), self.to_devices(z)
         if start.init_image is not None:
             image = starts.load_image(start.init_image, self.size, "init_image")
             images = np.broadcast_to(image, (n, *image.shape))
         else:
             images = np.stack([starts.noise_image(start.init_noise, job.seed, self.size) for job in self.jobs])
-        return images, vq.encode(images)
+        return images, self.encode(images, z)

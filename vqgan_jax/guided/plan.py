@@ -1,8 +1,10 @@
-"""Program of a painting for `train-jax plan --what=paint`: the scan over steps, with a VQGAN's config and a CLIP's."""
+"""Program of a painting for `train-jax plan --what=paint`: the scan over steps.
+
+The config is a VQGAN's, and `--paint.clip` names a CLIP's; or, with a drawer that needs no VQGAN, it is the CLIP's.
+"""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,10 @@ from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 from train_jax.plan.program import Program, place, rounded, trace_program
 from vqgan_jax import model
-from vqgan_jax.guided import augment, latents, painting, trajectory
+from vqgan_jax.guided import augment, drawers, latents, painting, trajectory
 from vqgan_jax.guided import options as options_lib
+from vqgan_jax.guided.drawers.drawer import Drawer
+from vqgan_jax.guided.drawers.vqgan import VqganLatents, Weights
 from vqgan_jax.pretrained.checkpoint import abstract_variables as abstract_vqgan
 
 
@@ -30,8 +34,10 @@ class PaintingOptions(Options):
     """Options `--paint.…`."""
 
     clip: str = option("clip/vit_b32", "config of the CLIP, a file or a name; its precision is that of the VQGAN's config")
+    drawer: str = option("vqgan", "drawer; all but vqgan need a CLIP's config", choices=tuple(drawers.TABLE))
+    drawer_options: str = option("", "options of the drawer, NAME=VALUE,NAME=VALUE")
     n: int = option(1, "paintings at once, over all devices", least=1)
-    size: int = option(0, "side of the paintings in pixels; 0: training size of the VQGAN", least=0)
+    size: int = option(0, "side of the paintings in pixels; 0: training size of the VQGAN, or twice CLIP's", least=0)
     steps: int = option(50, "steps of the scan", least=1)
     cuts: int = option(options_lib.FIELDS["cuts"].default, "cutouts of each painting", least=1)
     micro_cuts: int = option(0, "cutouts that CLIP encodes at a time; 0: all", least=0)
@@ -43,19 +49,31 @@ OPTIONS = PaintingOptions
 
 def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions) -> list[Program]:
     """Traces `steps` steps of paintings of one prompt each, with the other options at their defaults."""
-    clip_config = config_lib.resolve(config_file.load(options.clip))
-    if clip_config.task != "clip_jax.task":
-        raise ConfigError(f"--paint.clip={options.clip} is the config of a {clip_config.task}; it must be a CLIP's")
-    clip_config.compute.dtype = config.compute.dtype
-    compute = dataclasses.replace(Compute.parse(config.compute, "compute"), remat="none")  # as of loaded models
-    vqgan, clip = model.build(config.model, compute), build_module(clip_config)
-    side = options.size or config.model.resolution
+    has_vqgan, clip_config = options.drawer == "vqgan", config
+    if has_vqgan != (config.task != "clip_jax.task"):
+        needed = "a VQGAN's config" if has_vqgan else "the config of a CLIP, and no VQGAN's"
+        raise ConfigError(f"--paint.drawer={options.drawer} with the config of a {config.task}; it needs {needed}")
+    if has_vqgan:
+        clip_config = config_lib.resolve(config_file.load(options.clip))
+        if clip_config.task != "clip_jax.task":
+            raise ConfigError(f"--paint.clip={options.clip} is the config of a {clip_config.task}; it must be a CLIP's")
+        clip_config.compute.dtype = config.compute.dtype
+    elif options.clip != PaintingOptions.clip:
+        raise ConfigError(f"--paint.clip={options.clip}: with drawer = {options.drawer} the CLIP is that of --config")
+    clip = build_module(clip_config)
+    side = options.size or (config.model.resolution if has_vqgan else 2 * clip.options.image.size)
     settings = {"size": (side, side), "steps": options.steps, "cuts": options.cuts, "micro_cuts": options.micro_cuts}
+    settings |= {"drawer": options.drawer, "drawer_options": options.drawer_options or None}
     painted = options_lib.resolve(settings | {"remat": options.remat})
-    painted.canvas.image_size(config.model.resolution, vqgan.factor)  # refuses what the factor does not divide
+    if has_vqgan:
+        compute = dataclasses.replace(Compute.parse(config.compute, "compute"), remat="none")  # as of loaded models
+        drawer = VqganLatents(model.build(config.model, compute), painted.latents.latents)
+    else:
+        drawer = painted.drawing.make()
+    painted.canvas.image_size(side, drawer.factor)  # refuses what the factor does not divide
     preprocess = clip_config.preprocess
     perceptor = trajectory.Perceptor(clip, clip.options.image.size, tuple(preprocess.mean), tuple(preprocess.std))
-    variables, problem, state = abstract_arguments(vqgan, perceptor, painted, options.n, (side, side))
+    variables, problem, state = abstract_arguments(drawer, perceptor, painted, options.n, (side, side))
     variables = rounded_models(variables, clip.compute.array_dtype)
     divides, micro_cuts = options.n % mesh.size == 0, options.micro_cuts or options.cuts
     if not divides and micro_cuts % mesh.size:
@@ -63,12 +81,12 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions)
             f"--paint.n={options.n}, {micro_cuts} cuts at a time: one must be a multiple of the {mesh.size} devices"
         )
     static = trajectory.StaticConfig(
-        painted.latents.latents, painted.optimization.optimizer, options.cuts, painted.cutouts.cut_method,
+        drawer, (side, side), painted.optimization.optimizer, options.cuts, painted.cutouts.cut_method,
         augment.select_augmentations(painted.hparams()), frozenset(), micro_cuts, options.remat,
         split="" if mesh.size == 1 else "paintings" if divides else "cuts",
     )  # fmt: skip
     spec = P("batch") if divides else P()
-    program = trajectory.Programs(vqgan, (perceptor,), static).jit(options.steps, mesh)
+    program = trajectory.Programs((perceptor,), static).jit(options.steps, mesh)
     arguments = {"weights": place(variables, mesh, P()), "problem": place(problem, mesh, spec)}
     return [
         trace_program(
@@ -80,24 +98,31 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions)
 
 def rounded_models(variables: trajectory.Variables, dtype: DTypeLike) -> trajectory.Variables:
     """Returns the variables of a painting whose models are loaded in `dtype`."""
-    return variables._replace(
-        vqgan=rounded(variables.vqgan, dtype), clips=tuple(rounded(clip, dtype) for clip in variables.clips)
-    )
+    weights = variables.drawer
+    if isinstance(weights, Weights):
+        weights = weights._replace(vqgan=rounded(weights.vqgan, dtype))
+    return variables._replace(drawer=weights, clips=tuple(rounded(clip, dtype) for clip in variables.clips))
 
 
 def abstract_arguments(
-    vqgan: Any, perceptor: trajectory.Perceptor, options: options_lib.Options, n: int, size: tuple[int, int]
+    drawer: Drawer, perceptor: trajectory.Perceptor, options: options_lib.Options, n: int, size: tuple[int, int]
 ) -> tuple[trajectory.Variables, trajectory.Problem, trajectory.State]:
     """Returns the shapes and dtypes that `painting.Painter` gives its arguments for `n` prompts of one part."""
 
     def floats(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((n, *shape), jnp.float32)
 
-    weights = abstract_vqgan(vqgan)
-    codebook = jax.eval_shape(lambda w: latents.codebook_vectors(vqgan, w), weights)
-    codes = jax.ShapeDtypeStruct((n, size[0] // vqgan.factor, size[1] // vqgan.factor), jnp.int32)
-    kind, num_codes = options.latents.latents, vqgan.quantizer.size
-    init_latents = jax.eval_shape(lambda x, book: latents.from_codes(kind, x, book, num_codes), codes, codebook)
+    if isinstance(drawer, VqganLatents):
+        module = drawer.module
+        weights = abstract_vqgan(module)
+        codebook = jax.eval_shape(lambda w: latents.codebook_vectors(module, w), weights)
+        codes = jax.ShapeDtypeStruct((n, size[0] // module.factor, size[1] // module.factor), jnp.int32)
+        kind, num_codes = drawer.latents, module.quantizer.size
+        init_latents = jax.eval_shape(lambda x, book: latents.from_codes(kind, x, book, num_codes), codes, codebook)
+        weights = Weights(weights, codebook)
+    else:
+        weights, start = None, drawer.init(size, range(n))
+        init_latents = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
     problem = trajectory.Problem(
         key=jax.eval_shape(painting.keys_from_seeds, jax.ShapeDtypeStruct((n,), jnp.uint32)),
         targets=(floats(1, perceptor.module.options.embed_dim),),
@@ -114,4 +139,4 @@ def abstract_arguments(
         prior_condition=None,
     )
     state = jax.eval_shape(lambda z: trajectory.init_state(options.optimization.optimizer, z), init_latents)
-    return trajectory.Variables(weights, codebook, (abstract_clip(perceptor.module),)), problem, state
+    return trajectory.Variables(weights, (abstract_clip(perceptor.module),)), problem, state

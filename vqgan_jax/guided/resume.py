@@ -14,10 +14,11 @@ from train_jax.errors import LoadError
 from vqgan_jax.guided import metadata, trajectory
 from vqgan_jax.guided.options import FREE
 from vqgan_jax.guided.prior import Prior
+from vqgan_jax.vqgan import Vqgan
 
 
 def make_identity(
-    vq, clips: Sequence, prior: Prior | None, jobs: Sequence, clip_weights: Sequence[float]
+    vq: Vqgan | None, clips: Sequence, prior: Prior | None, jobs: Sequence, clip_weights: Sequence[float]
 ) -> dict[str, Any]:
     """Collects the models, prompts, seeds, files and options of a painting as JSON values."""
     options = [job.options.to_json() for job in jobs]
@@ -27,12 +28,14 @@ def make_identity(
             del values[name]
         if prior is None:
             del values["prior"], values["prior_weight"], values["prior_text"]
+        if values["drawer"] == "vqgan":  # which earlier versions did not name
+            del values["drawer"], values["drawer_options"], values["sparsity"]
         if values["lr_decay"] == 1 and not values["temperature_end"]:  # no schedule depends on the number of steps
             del values["steps"]
     identity = {
-        "vqgan": vq.fingerprint,
+        "vqgan": vq and vq.fingerprint,
         "clips": [clip.fingerprint for clip in clips],
-        "dtypes": [vq.compute.dtype, *(clip.dtype for clip in clips)],
+        "dtypes": [*([vq.compute.dtype] if vq else []), *(clip.dtype for clip in clips)],
         "clip_weights": list(clip_weights),
         "prompts": [[[p.kind, p.content, p.weight, repr(p.stop)] for p in job.scene] for job in jobs],
         "seeds": [int(job.seed) for job in jobs],
@@ -92,7 +95,7 @@ def read_state(
 def _describe_difference(name: str, saved: Any, expected: Any) -> str:
     """Describes the first difference between two values."""
     if isinstance(saved, dict) and isinstance(expected, dict):
-        key = next(k for k in saved.keys() | expected.keys() if saved.get(k) != expected.get(k))
+        key = next(k for k in (*expected, *saved) if saved.get(k) != expected.get(k))
         return _describe_difference(f"{name} {key}", saved.get(key), expected.get(key))
     if isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected) and name == "options":
         return _describe_difference(name, *next((a, b) for a, b in zip(saved, expected, strict=True) if a != b))

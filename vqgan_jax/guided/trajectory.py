@@ -1,14 +1,15 @@
-"""Optimisation of latents as one compiled scan over steps, for a batch of paintings.
+"""Optimisation of a drawer's parameters as one compiled scan over steps, for a batch of paintings.
 
     state = init_state(optimizer, init_latents)
     state, losses = programs.compile(length, …)(variables, problem, state)
-    images, codes, latents = get_renderer(module, …)(variables, hparams, overlay, state)
+    images, codes, parameters = get_renderer(drawer, size)(variables, hparams, overlay, state)
 
 The leading axis n is the batch of paintings. Random numbers depend on (seed, step, cutout) only, not on the other
 paintings of the batch, the number of devices, the micro-batch size, or resumption.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,11 +22,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from nn_jax.code_transformer import CodeTransformer
-from vqgan_jax.guided import augment, cutouts, latents, losses
+from vqgan_jax.guided import augment, colour, cutouts, losses
+from vqgan_jax.guided.drawers.drawer import Context, Drawer, Parameters
 from vqgan_jax.guided.prior import PriorWeights, mean_nats
-from vqgan_jax.model import Autoencoder
 
-TERMS = ("init_weight", "init_pixels", "smoothness", "saturation", "symmetry", "edge", "palette", "aesthetic", "prior")
+TERMS = (
+    "init_weight", "init_pixels", "smoothness", "saturation", "symmetry", "edge", "palette", "aesthetic", "prior",
+    "sparsity",
+)  # fmt: skip
 
 
 class Perceptor(NamedTuple):
@@ -41,6 +45,8 @@ class StaticConfig(NamedTuple):
     """Static configuration of a step: everything besides shapes that requires another compilation.
 
     Attributes:
+      drawer: what is optimised, without weights.
+      size: height and width of the pictures.
       augmentations: augmentations that are enabled in any painting.
       terms: names in TERMS with a non-zero weight in any painting.
       micro_cuts: number of cutouts that CLIP encodes at a time.
@@ -48,7 +54,8 @@ class StaticConfig(NamedTuple):
       prior: second stage whose likelihood is the term "prior"; None: no such term.
     """
 
-    latents: str
+    drawer: Drawer
+    size: tuple[int, int]
     optimizer: str
     cuts: int
     cut_method: str
@@ -69,7 +76,7 @@ class Problem(NamedTuple):
       weights, stops: weights and stops [P] of the parts.
       clip_weights: weights [C] of the CLIPs.
       hparams: traced options by name.
-      init_latents, init_images: initial latents and pixels.
+      init_latents, init_images: initial parameters of the drawer, and pixels.
       overlay: RGBA image [H, W, 4].
       palette: colours [k, 3].
       border_colour: RGB colour [3].
@@ -83,7 +90,7 @@ class Problem(NamedTuple):
     stops: jax.Array
     clip_weights: jax.Array
     hparams: dict[str, jax.Array]
-    init_latents: jax.Array
+    init_latents: Parameters
     init_images: jax.Array
     overlay: jax.Array | None
     palette: jax.Array | None
@@ -96,24 +103,23 @@ class State(NamedTuple):
     """State of the optimisation, sufficient for exact resumption.
 
     Attributes:
-      z: latents.
+      z: parameters of the drawer.
       optimizer: state of the optax transformation.
-      average, total: the moving average of the latents is `average / total`.
+      average, total: the moving average of the parameters is `average / total`.
       step: number of completed steps.
     """
 
-    z: jax.Array
+    z: Parameters
     optimizer: Any
-    average: jax.Array
+    average: Parameters
     total: jax.Array
     step: jax.Array
 
 
 class Variables(NamedTuple):
-    """Weights of the models, and the code vectors."""
+    """Weights of the drawer, of the CLIPs and of the prior."""
 
-    vqgan: Any
-    codebook: latents.Codebook
+    drawer: Any
     clips: tuple[Any, ...]
     prior: PriorWeights | None = None
 
@@ -133,20 +139,20 @@ def gradient_transformation(name: str) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_state(optimizer: str, init_latents: Float[Array, "n h w c"]) -> State:
-    """Creates the optimisation state of `n` latents before the first step."""
-    n = init_latents.shape[0]
+def init_state(optimizer: str, init_latents: Parameters) -> State:
+    """Creates the optimisation state of the parameters of `n` pictures before the first step."""
+    n = jax.tree.leaves(init_latents)[0].shape[0]
     optimizer_state = jax.vmap(gradient_transformation(optimizer).init)(init_latents)
     # The first step donates the state, so `z` must not share the buffer of `init_latents`, which `Problem` holds.
-    average, total = jnp.zeros_like(init_latents), jnp.zeros(n)
-    return State(jnp.copy(init_latents), optimizer_state, average, total, step=jnp.zeros(n, jnp.int32))
+    z, average, total = jax.tree.map(jnp.copy, init_latents), jax.tree.map(jnp.zeros_like, init_latents), jnp.zeros(n)
+    return State(z, optimizer_state, average, total, step=jnp.zeros(n, jnp.int32))
 
 
 class Programs:
     """Compiled scans of one static configuration, cached by length, mesh and array shapes."""
 
-    def __init__(self, module: Autoencoder, perceptors: tuple[Perceptor, ...], config: StaticConfig):
-        self.module, self.perceptors, self.config = module, perceptors, config
+    def __init__(self, perceptors: tuple[Perceptor, ...], config: StaticConfig):
+        self.perceptors, self.config = perceptors, config
         self._compiled: dict = {}
 
     def compile(self, length: int, mesh, variables, problem, state) -> jax.stages.Compiled:
@@ -163,7 +169,7 @@ class Programs:
 
     def jit(self, length: int, mesh) -> Callable:
         """Jits the function of `compile`."""
-        step = functools.partial(_optimization_step, self.module, self.perceptors, self.config)
+        step = functools.partial(_optimization_step, self.perceptors, self.config)
 
         def scan(variables, problem, state):
             return jax.lax.scan(lambda s, _: step(variables, problem, s), state, length=length)
@@ -173,19 +179,19 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def get_programs(module: Autoencoder, perceptors: tuple[Perceptor, ...], config: StaticConfig) -> Programs:
+def get_programs(perceptors: tuple[Perceptor, ...], config: StaticConfig) -> Programs:
     """Returns the programs of a static configuration from a cache, so that equal paintings compile once."""
-    return Programs(module, perceptors, config)
+    return Programs(perceptors, config)
 
 
 @functools.lru_cache(maxsize=16)
-def get_renderer(module: Autoencoder, kind: str) -> Callable:
-    """Returns the jitted `(variables, hparams, overlay, state) -> (images in [0, 1], codes, latents)`.
+def get_renderer(drawer: Drawer, size: tuple[int, int]) -> Callable:
+    """Returns the jitted `(variables, hparams, overlay, state) -> (images in [0, 1], codes, parameters)`.
 
     The function uses neither CLIPs nor the optimiser: pass variables and state without `clips` and `optimizer`, so that
     paintings that differ in CLIPs or optimisers share a program.
     """
-    return jax.jit(functools.partial(_map_paintings, functools.partial(_render, module, kind)))
+    return jax.jit(functools.partial(_map_paintings, functools.partial(_render, drawer, size)))
 
 
 def _map_paintings(function: Callable, variables, *trees):
@@ -196,20 +202,21 @@ def _map_paintings(function: Callable, variables, *trees):
     return jax.vmap(functools.partial(function, variables))(*trees)
 
 
-def _optimization_step(module, perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
+def _optimization_step(perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
     """Runs one optimisation step. Returns the new state and the loss before the step."""
     hparams = problem.hparams
 
     def loss(z):
-        return objective(module, perceptors, config, variables, problem, state._replace(z=z))
+        return objective(perceptors, config, variables, problem, state._replace(z=z))
 
     value, grads = jax.value_and_grad(loss)(state.z)
     updates, optimizer_state = gradient_transformation(config.optimizer).update(grads, state.optimizer, state.z)
     has_decayed = state.step >= hparams["lr_decay_at"] * hparams["steps"]
     lr = hparams["lr"] * jnp.where(has_decayed, hparams["lr_decay"], 1.0)
-    z = latents.clip_to_codebook(config.latents, state.z - lr * updates, variables.codebook)
+    z = jax.tree.map(lambda z, update: z - lr * update, state.z, updates)
+    z = config.drawer.project(z, Context(config.size, variables.drawer))
     decay = hparams["average"]
-    average = decay * state.average + (1 - decay) * z
+    average = jax.tree.map(lambda average, z: decay * average + (1 - decay) * z, state.average, z)
     total = decay * state.total + (1 - decay)
     return State(z, optimizer_state, average, total, state.step + 1), value
 
@@ -221,17 +228,19 @@ def get_temperature(hparams, step):
     return jnp.where(last > 0, first * (jnp.where(last > 0, last, first) / first) ** progress, first)
 
 
-def objective(module, perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
+def objective(perceptors, config: StaticConfig, variables: Variables, problem: Problem, state: State):
     """Computes the loss of one painting at its current step."""
-    gumbel_key, cuts_key = jax.random.split(jax.random.fold_in(problem.key, state.step))
+    drawer_key, cuts_key = jax.random.split(jax.random.fold_in(problem.key, state.step))
     tau = get_temperature(problem.hparams, state.step)
+    context = Context(config.size, variables.drawer, tau, drawer_key)
 
-    def decode(z):
-        quantized = latents.quantize(config.latents, z, variables.codebook, tau, gumbel_key)
-        return _decode(module, variables, problem.overlay, quantized)
+    def render(z):
+        return _render_with_overlay(config.drawer, context, problem.overlay, z)
 
-    x = (jax.checkpoint(decode) if config.remat else decode)(state.z)
+    x = (jax.checkpoint(render) if config.remat else render)(state.z)
     x = losses.clamp_with_grad(x)
+    if x.shape[-1] == 4:  # over another colour at each step, so that what is transparent is no part of the picture
+        x = colour.flatten(x, jax.random.uniform(jax.random.fold_in(drawer_key, 1), (1, 1, 3)))
     total = jnp.zeros(())
     for index, perceptor in enumerate(perceptors):
         with_score = index == 0 and "aesthetic" in config.terms
@@ -243,20 +252,19 @@ def objective(module, perceptors, config: StaticConfig, variables: Variables, pr
             total = total - problem.hparams["aesthetic_weight"] * score
     if "prior" in config.terms:
         params, spacing = variables.prior
-        codes = latents.probabilities(config.latents, state.z, variables.codebook, tau, gumbel_key, spacing)
+        codes = config.drawer.probabilities(state.z, context, spacing)
         # The likeliest image shows nothing: with the whole weight from the first step on, nothing would ever appear.
         weight = problem.hparams["prior_weight"] * state.step / problem.hparams["steps"]
         total = total + weight * mean_nats(config.prior, params, problem.prior_condition, codes)
+    if "sparsity" in config.terms:
+        total = total + problem.hparams["sparsity"] * config.drawer.regularise(state.z, context)
     return total + _image_losses(config, problem, state.z, x)
 
 
-def _decode(module, variables: Variables, overlay, quantized):
-    """Decodes vectors to pixels, nominally in [0, 1], and composites the overlay."""
-    x = (module.apply(variables.vqgan, quantized[None], method="decode_vectors")[0] + 1) / 2
-    if overlay is not None:
-        opacity = overlay[..., 3:]
-        x = (1 - opacity) * x + opacity * overlay[..., :3]
-    return x
+def _render_with_overlay(drawer: Drawer, context: Context, overlay, z):
+    """Renders pixels, nominally in [0, 1], and composites the overlay."""
+    x = drawer.render(z, context)
+    return x if overlay is None else colour.cover(x, overlay)
 
 
 def _clip_losses(
@@ -317,7 +325,7 @@ def _image_losses(config: StaticConfig, problem: Problem, z, x):
     """Computes the weighted sum of the losses that do not use CLIP."""
     hparams = problem.hparams
     terms = {
-        "init_weight": lambda: hparams["init_weight"] * jnp.mean((z - problem.init_latents) ** 2),
+        "init_weight": lambda: hparams["init_weight"] * _mean_squares(z, problem.init_latents),
         "init_pixels": lambda: hparams["init_pixels"] * jnp.mean((x - problem.init_images) ** 2),
         "smoothness": lambda: hparams["smoothness"] * losses.total_variation(x),
         "saturation": lambda: -hparams["saturation"] * losses.colourfulness(x),
@@ -328,10 +336,16 @@ def _image_losses(config: StaticConfig, problem: Problem, z, x):
     return sum((term() for name, term in terms.items() if name in config.terms), jnp.zeros(()))
 
 
-def _render(module, kind: str, variables: Variables, hparams, overlay, state: State):
-    """Decodes a state, or its moving average if enabled, to pixels in [0, 1], codes and latents."""
+def _mean_squares(z: Parameters, start: Parameters) -> Float[Array, ""]:
+    """Computes the mean squared difference, of several arrays the sum of theirs."""
+    return jax.tree.reduce(operator.add, jax.tree.map(lambda a, b: jnp.mean((a - b) ** 2), z, start))
+
+
+def _render(drawer: Drawer, size: tuple[int, int], variables: Variables, hparams, overlay, state: State):
+    """Renders a state, or its moving average if enabled, to pixels in [0, 1], codes and parameters."""
     has_average = state.total > 0
-    z = jnp.where(has_average, state.average / jnp.where(has_average, state.total, 1), state.z)
-    quantized = latents.quantize_greedily(kind, z, variables.codebook, get_temperature(hparams, state.step))
-    x = jnp.clip(_decode(module, variables, overlay, quantized), 0, 1)
-    return x, latents.to_codes(kind, z, variables.codebook), z
+    total = jnp.where(has_average, state.total, 1)
+    z = jax.tree.map(lambda average, z: jnp.where(has_average, average / total, z), state.average, state.z)
+    context = Context(size, variables.drawer, get_temperature(hparams, state.step))
+    x = jnp.clip(_render_with_overlay(drawer, context, overlay, z), 0, 1)
+    return x, drawer.codes(z, context), z

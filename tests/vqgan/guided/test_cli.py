@@ -178,6 +178,8 @@ def test_a_story_is_a_video(model_flags, tmp_path):
         (("--repeat", "nowhere.png"), "nowhere.png"),
         (("--config", "strange.yaml"), "stepz is not an option (in strange.yaml): did you mean steps"),
         ((), "a prompt is missing"),
+        (("a", "--drawer", "pixel"), "the drawer pixel uses no VQGAN; leave it out"),
+        (("a", "--drawer-options", "cells=3"), "drawer_options = 'cells=3' has no effect: give drawer"),
     ],
 )
 def test_mistakes_are_one_line(model_flags, tmp_path, monkeypatch, capsys, arguments, message):
@@ -229,6 +231,32 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert call("paint", "--repeat", tmp_path / "plain.png", "--out", tmp_path / "x.png") == 2
     assert "contains no metadata of a painting" in capsys.readouterr().err
+
+
+def test_layers_make_a_transparent_picture_without_a_vqgan(models, tmp_path, capsys):
+    out, video = tmp_path / "out.png", tmp_path / "v.gif"
+    drawer = ("--drawer", "layers", "--drawer-options", "of=grid,count=3", "--sparsity", 0.1)
+    words = (PROMPT, "--clip", models / "clip", *FEW)
+    assert call("paint", *words, *drawer, "--size", "32x32", "--out", out, "--video", video) == 0
+    painted = pixels(out)
+    assert painted.shape == (32, 32, 4) and painted[..., 3].std() > 1
+    about = metadata.read(out)
+    assert about["vqgan"] is None and about["options"]["drawer_options"] == {"count": 3, "of": "grid"}
+    assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "again.png"), painted)
+    assert metadata.read(tmp_path / "again.png") == about
+    with Image.open(video) as image:
+        assert image.n_frames == 3
+    (tmp_path / "o.yaml").write_text("drawer: layers\ndrawer_options: {of: grid, count: 3}\nsparsity: 0.1\nsize: 32x32")
+    assert call("paint", *words, "--config", tmp_path / "o.yaml", "--n", 2, "--out", tmp_path / "two.png") == 0
+    assert pixels(tmp_path / "two.png").shape == (4 * 32, 4 * (32 + 2 + 32), 3), "over white"
+
+
+def test_drawers_are_listed_with_their_options(capsys):
+    assert call("drawers") == 0
+    text = capsys.readouterr().out
+    assert "colours=  the only colours of cells; none: all colours" in text and "shape=rect  " in text
+    assert text.count("--sparsity") == 6 and "of the mean opacity of the layers" in text
 
 
 def test_a_palette_names_colours(model_flags, tmp_path, capsys):

@@ -10,9 +10,9 @@ from vqgan_jax.guided import options as lib
 
 TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
-    prior_weight"""
+    prior_weight sparsity"""
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
-    overlay prior prior_text"""
+    overlay prior prior_text drawer drawer_options"""
 FREE = "quality save_every memory micro_cuts remat"
 
 
@@ -111,7 +111,7 @@ def test_a_scale_that_changes_nothing_is_refused():
 def test_a_group_without_effect_is_absent():
     options = lib.resolve({})
     absent = {name for name in lib.GROUPS if getattr(options, name) is None}
-    assert absent == {"start", "probabilities", "rate_decay", "border", "palette", "aesthetic", "prior"}
+    assert absent == {"drawing", "start", "probabilities", "rate_decay", "border", "palette", "aesthetic", "prior"}
     assert lib.resolve({"cut_method": "pooling"}).crops is None
     # Options of an absent group may be stated at their defaults.
     assert lib.resolve({"edge_width": 0.1, "temperature": 1, "cut_method": "pooling", "cut_power": 1.0}).border is None
@@ -120,7 +120,7 @@ def test_a_group_without_effect_is_absent():
 
 def test_options_keep_their_names():
     # They are arguments, flags, keys of config files and of metadata: earlier PNGs name them, too.
-    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 46
+    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 49
     assert lib.FIELDS.keys() - lib.TRACED == set(STATIC.split()) | set(FREE.split())
     assert set(lib.FREE) == set(FREE.split())
 

@@ -108,7 +108,7 @@ def compute_objective(vq, clips, cuts: int, dtype=None):
 
     def value(z):
         objective = trajectory.objective
-        return objective(vq.module, perceptors, config, painter.variables, problem, state._replace(z=z))
+        return objective(perceptors, config, painter.variables, problem, state._replace(z=z))
 
     return jax.jit(jax.value_and_grad(value))(state.z)
 

@@ -31,7 +31,7 @@ def test_the_term_is_the_likelihood_of_the_codes(kind, with_text, vq, clip, seco
     scene = parse_scene("noise:-0.1 | a blue moon | a red star")
     painter = painting.Painter(vq, clip, [painting.Job(scene, 0, o) for o in settings])
     codes = np.random.default_rng(1).integers(0, vq.num_codes, (4, 4)).astype(np.int32)
-    z = painter.latents_from_codes(np.stack([codes, codes]))
+    z = painter.to_devices(painter.drawer.from_codes(np.stack([codes, codes])))
     if kind == "soft":
         z = 60 * z  # certain codes
     state = painter.init_state(z)
