@@ -17,6 +17,11 @@ _OPTIONS = {
     "resnet": ("tower", "size", "width", "heads", "layers"),
     "convnext": ("tower", "size", "width", "layers", "proj_bias", "proj_hidden"),
 }
+# What a ViT of images of native aspect ratio must have.
+_NATIVE = {
+    "stem": ("patch",), "pool": ("map", "mean"), "rope": ("none",), "class_token": (False,), "learned_positions": (True,),
+    "drop_margin": (False,),
+}  # fmt: skip
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -31,7 +36,7 @@ class ImageOptions(Options):
     added = (
         "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated", "branch_norms", "key_bias",
         "class_token", "norm_after_pool", "proj_bias", "drop_margin", "proj_hidden", "stem_channels", "stem_layers",
-        "learned_positions",
+        "learned_positions", "native",
     )  # fmt: skip
 
     tower: str = option(
@@ -82,6 +87,12 @@ class ImageOptions(Options):
         False, "whether pixels right of and below the last whole patch are dropped; otherwise patch must divide size"
     )
 
+    native: bool = option(
+        False,
+        "whether images may keep their aspect ratio (NaFlex, arXiv 2502.14786): patches fill a budget, and positions, a table "
+        "of a square of size, are resized to each image's grid",
+    )
+
     @property
     def has_class_token(self) -> bool:
         """Whether a class token precedes the patches."""
@@ -120,6 +131,10 @@ class ImageOptions(Options):
                 f"config.{path}.stem = 'mbconv' needs patch = {stride}, a size of a multiple of it and two stem_layers: "
                 f"they are {self.patch}, {self.size} and {self.stem_layers}"
             )
+        if self.native:
+            for name, allowed in _NATIVE.items():
+                if getattr(self, name) not in allowed:
+                    raise ConfigError(f"config.{path}.{name} = {getattr(self, name)!r} must be {allowed[0]!r} with native")
         if self.rope == "none" and (self.rope_offset or self.rope_grid):
             raise ConfigError(f"config.{path}.rope_offset and rope_grid have no meaning with config.{path}.rope = 'none'")
         if self.rope != "none" and self.width // self.heads % 4:

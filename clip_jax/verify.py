@@ -11,6 +11,7 @@ import numpy as np
 from clip_jax import model as model_lib
 from clip_jax.pretrained import Checkpoint, LoadError, open_checkpoint
 from nn_jax.transformer import Block
+from train_jax.data.images import cut_patches
 
 TEXTS = ("a photo of a cat.", "two dogs play with a red ball", "42")
 
@@ -46,6 +47,7 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         more = "" if image.rope == "none" else f", rotary positions ({image.rope})"
         more += ", gated MLPs" * image.gated + f", {image.branch_norms} norms in branches" * (image.branch_norms != "none")
         more += ", stem of inverted bottlenecks" * (image.stem == "mbconv")
+        more += ", any aspect ratio" * image.native
         more += "" if image.learned_positions else ", no learned positions"
         more += "" if image.key_bias else ", keys without bias"
         tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
@@ -65,7 +67,9 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         "activation": _describe_layers(options.activation, options.eps)
         + (f"; texts: {_describe_layers(*text_layers)}" if text_layers != (options.activation, options.eps) else ""),
         "loss": options.loss,
-        "preprocessing": f"{preprocess.mode} to {preprocess.size} px, {preprocess.interpolation}, "
+        "preprocessing": f"{preprocess.mode} to "
+        + (f"{preprocess.max_patches} patches" if preprocess.is_native else f"{preprocess.size} px")
+        + f", {preprocess.interpolation}, "
         f"mean {_join(preprocess.mean)}, std {_join(preprocess.std)}",
         "read from": checkpoint.files,
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens, rows of {text.context_length}",
@@ -123,8 +127,13 @@ def compare(path: str | Path) -> list[Difference]:
         for layer in part.encoder.layers:
             layer.register_forward_hook(hook(tower))
     with torch.no_grad():
-        images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
-        peer_output = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=images)
+        if module.options.image.native:
+            patches, side = torch.from_numpy(cut_patches(pixels, module.options.image.patch)), size // module.options.image.patch
+            mask, shapes = torch.ones(patches.shape[:2]), torch.tensor([[side, side]] * len(pixels))
+            images = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+        else:
+            images = {"pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())}
+        peer_output = peer(input_ids=torch.from_numpy(ids).long(), **images)
     differences, features = [], {}
     for tower, inputs in (("image", pixels), ("text", ids)):
         layers, features[tower] = _capture_layers(module, variables, tower, inputs)

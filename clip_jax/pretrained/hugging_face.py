@@ -1,9 +1,10 @@
-"""Hugging Face directories of CLIP, MetaCLIP 2 and SigLIP, in the format of `transformers`.
+"""Hugging Face directories of CLIP, MetaCLIP 2, SigLIP and SigLIP 2, in the format of `transformers`.
 
 Files: config.json, model.safetensors (or pytorch_model.bin, or shards with an index), tokenizer files,
 preprocessor_config.json
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
 # Supported values of `model_type`, with the options of their tokenizers.
-KINDS = {"clip": {}, "metaclip_2": {"is_padded": True, "clean": "none"}, "siglip": {}}
+KINDS = {"clip": {}, "metaclip_2": {"is_padded": True, "clean": "none"}, "siglip": {}, "siglip2": {}}
 _HALVES = {
     f"{kind}_{half}_model": f"its {other}"
     for kind in KINDS
@@ -46,14 +47,12 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     if weights is None and ("model_type" not in config or "task" in config):
         return None
     kind = config.get("model_type")
-    if kind == "siglip2":
-        raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
     if kind in _HALVES:
         raise LoadError(f"{file}: model_type {kind!r} is half a CLIP, without {_HALVES[kind]} tower; load the whole model")
     if kind not in KINDS or "vision_config" not in config or "text_config" not in config:
         raise LoadError(f"{file}: model_type {kind!r} is no complete model of these: {', '.join(KINDS)}")
     config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}
-    is_siglip = kind == "siglip"
+    is_siglip = kind in ("siglip", "siglip2")
     model = convert_siglip_options(config, file) if is_siglip else convert_clip_options(config, file)
     table = list_siglip_entries if is_siglip else list_clip_entries
     files = [weights] if weights else find_weight_files(path)
@@ -61,7 +60,8 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
     source = str(weights or path)
     tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, source)
-    preprocess = open_preprocess(path, model["image"]["size"], "Siglip" if is_siglip else "CLIP")
+    family, patch = (kind.capitalize(), model["image"]["patch"] * (kind == "siglip2")) if is_siglip else ("CLIP", 0)
+    preprocess = open_preprocess(path, model["image"]["size"], family, patch)
     if preprocess is None:
         raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how images are preprocessed")
     return Checkpoint(
@@ -120,7 +120,7 @@ def _convert_image_size(config: Mapping, file: Path) -> dict:
 def _read_section(config: Mapping, name: str, file: Path) -> dict:
     """Reads `text_config` or `vision_config`. In older CLIP files, `NAME_dict` and its defaults override it."""
     part, override = read_section(config, name, file), config.get(f"{name}_dict")
-    if override is None or config["model_type"] == "siglip":
+    if override is None or config["model_type"].startswith("siglip"):
         return part
     return part | (_CLIP_TEXT if name == "text_config" else _CLIP_IMAGE) | read_section(config, f"{name}_dict", file)
 
@@ -167,8 +167,15 @@ def _convert_clip_text_options(text: Mapping, file: Path) -> dict:
 
 
 def convert_siglip_options(config: Mapping, file: Path) -> dict:
-    """Converts the config of a SiglipModel to the options of `CLIPOptions`."""
+    """Converts the config of a SiglipModel or Siglip2Model to the options of `CLIPOptions`."""
     text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
+    is_native = config["model_type"] == "siglip2"
+    if is_native:
+        num_patches = image.get("num_patches", 256)
+        side = math.isqrt(num_patches)
+        if side * side != num_patches:
+            raise LoadError(f"{file}: vision_config.num_patches = {num_patches!r}; it must be a square number")
+        image["image_size"] = side * image["patch_size"]
     if not image.get("vision_use_head", True):
         raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head = false) has no embeddings")
     embed_dim = text.get("projection_size") or text["hidden_size"]
@@ -179,6 +186,7 @@ def convert_siglip_options(config: Mapping, file: Path) -> dict:
         "pool": "map",
         "pre_norm": False,
         "proj": False,
+        **({"native": True} if is_native else {}),
     }
     text = {
         **_convert_tower(text, file, _SIGLIP_TEXT),
@@ -236,10 +244,14 @@ def list_clip_text_entries(model: Mapping) -> list[Entry]:
 
 
 def list_siglip_entries(model: Mapping) -> list[Entry]:
-    """Lists the parameters of a SigLIP with their names in SiglipModel. `model` has the options of `CLIPOptions`."""
+    """Lists the parameters of a SigLIP with their names in SiglipModel, or of a SigLIP 2 in Siglip2Model.
+
+    `model` has the options of `CLIPOptions`.
+    """
     heads, head = model["image"]["heads"], "vision_model.head"
+    stem = "linear" if model["image"].get("native") else "conv"
     return [
-        *linear_entries("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
+        *linear_entries("vision/stem", "vision_model.embeddings.patch_embedding", stem),
         Entry("vision/positions", ("vision_model.embeddings.position_embedding.weight",)),
         *_block_entries("vision", "vision_model", model["image"]),
         *norm_entries("vision/norm_post", "vision_model.post_layernorm"),

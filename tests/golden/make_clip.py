@@ -247,19 +247,48 @@ def hf_siglip2(name: str, seed: int) -> None:
     expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
 
 
-def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None:
+def hf_naflex(name: str, seed: int) -> tuple[Path, transformers.Siglip2Model]:
+    """SigLIP 2 of native aspect ratio, with the tokenizer of `hf-siglip2`, which lowers texts."""
+    folder = new_folder(name)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(__file__).resolve().parent / "clip" / "hf-siglip2" / file, folder / file)
+    special = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
+    config = transformers.Siglip2Config(
+        text_config=TOWER | {"vocab_size": 80, "max_position_embeddings": LENGTH, "projection_size": 32},
+        vision_config=TOWER | {"num_patches": 16, "patch_size": 8},
+    )
+    model = transformers.Siglip2Model(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=13)
+    processor.save_pretrained(folder)
+    texts = [text.lower() for text in TEXTS]
+    ids = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
+    out = model(input_ids=ids, **processor(pictures(folder), return_tensors="pt"))
+    expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
+    return folder, model
+
+
+def big_vision(name: str, origin: Path, model: transformers.PreTrainedModel) -> None:
     """The same model under big_vision's names, which transformers' own conversion script reads.
 
-    Its pictures are those that big_vision's own code has resized (`make_resize.py`).
+    The pictures of a fixed size are those that big_vision's own code has resized (`make_resize.py`).
     """
     folder = new_folder(name)
-    for file in ("spiece.model", "tokenizer_config.json"):
+    for file in {"spiece.model", "tokenizer.json", "tokenizer_config.json"} & {file.name for file in origin.iterdir()}:
         shutil.copy(origin / file, folder / file)
     shutil.copytree(origin / "pictures", folder / "pictures")
-    resized = np.load(OUT.parent / "resize.npz")
-    images = torch.from_numpy(np.stack([resized[f"clip_{index}"] for index in range(3)])).permute(0, 3, 1, 2)
+    is_native = isinstance(model, transformers.Siglip2Model)
+    if is_native:
+        processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+        images = processor([Image.open(file) for file in sorted((folder / "pictures").iterdir())], return_tensors="pt")
+    else:
+        resized = np.load(OUT.parent / "resize.npz")
+        images = torch.from_numpy(np.stack([resized[f"clip_{index}"] for index in range(3)])).permute(0, 3, 1, 2)
+        images = {"pixel_values": images.float() / 127.5 - 1}
     ids = torch.from_numpy(np.load(origin / "expected.npz")["ids"])
-    out = model(input_ids=ids, pixel_values=images.float() / 127.5 - 1)
+    out = model(input_ids=ids, **images)
     expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     heads, tensors = TOWER["num_attention_heads"], {}
@@ -300,9 +329,14 @@ def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None
     plain(f"{pool}/MlpBlock_0/Dense_0", f"{head}.mlp.fc1")
     plain(f"{pool}/MlpBlock_0/Dense_1", f"{head}.mlp.fc2")
     embedding = "vision_model.embeddings.patch_embedding"
-    tensors["params/img/embedding/kernel"] = state[f"{embedding}.weight"].transpose(2, 3, 1, 0)
-    tensors["params/img/embedding/bias"] = state[f"{embedding}.bias"]
-    tensors["params/img/pos_embedding"] = state["vision_model.embeddings.position_embedding.weight"][None]
+    positions = state["vision_model.embeddings.position_embedding.weight"]
+    if is_native:
+        plain("params/img/embedding", embedding)
+        tensors["params/img/pos_embedding"] = positions.reshape(4, 4, -1)
+    else:
+        tensors["params/img/embedding/kernel"] = state[f"{embedding}.weight"].transpose(2, 3, 1, 0)
+        tensors["params/img/embedding/bias"] = state[f"{embedding}.bias"]
+        tensors["params/img/pos_embedding"] = positions[None]
     tensors["params/txt/Embed_0/embedding"] = state["text_model.embeddings.token_embedding.weight"]
     tensors["params/txt/pos_embedding"] = state["text_model.embeddings.position_embedding.weight"][None]
     plain("params/txt/head", "text_model.head")
@@ -574,6 +608,7 @@ def main() -> None:
     hf_clip("hf-clip-legacy", 2, "gelu", 2)
     hf_metaclip2("hf-metaclip2", 4)
     big_vision("big-vision", *hf_siglip("hf-siglip", 3))
+    big_vision("big-vision-naflex", *hf_naflex("hf-naflex", 39))
     without_torchvision()
     open_clip_directory("open-clip", VIT, 5)
     open_clip_directory("open-clip-quick", VIT, 6, quick_gelu=True)
