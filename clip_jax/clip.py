@@ -26,6 +26,7 @@ from clip_jax import model as model_lib
 from clip_jax.pretrained import LoadError, open_checkpoint
 from clip_jax.pretrained import single_file as clip_file
 from clip_jax.pretrained.save import save_hf
+from clip_jax.pretrained.save_open_clip import save_open_clip
 from clip_jax.templates import fill_templates, read_templates
 from nn_jax.mixed_precision import round_weights
 from train_jax import inference
@@ -35,7 +36,7 @@ from train_jax.data.text import AnyTokenizer
 from train_jax.weights import single_file
 from train_jax.weights.layout import flatten
 
-__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "to_bytes"]
+__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "save_open_clip", "to_bytes"]
 log = logging.getLogger(__name__)
 
 Picture = Image.Image | np.ndarray | str | Path  # arrays are uint8 [H, W, 3]
@@ -277,7 +278,7 @@ def load(
         from OpenAI or Long-CLIP; a `.npz` file from big_vision; or "hf:org/name", which huggingface_hub downloads.
       step: training step of the checkpoint in a run directory; None: the newest readable checkpoint.
       image_size: side of the preprocessed images in pixels; position embeddings are interpolated. None: as trained.
-      max_patches: for a model of native aspect ratio (NaFlex), the largest number of patches of an image, to which others are
+      max_patches: for a model of native aspect ratio (NaFlex), the largest number of patches of an image, to which all are
         padded. None: as the files say.
       dtype: precision, "float32" or "bfloat16"; "auto": bfloat16 on accelerators that have it, float32 on a CPU; None: the
         precision of the training, with float32 weights. In bfloat16, embeddings differ by 1e-2 at most, and kernels and
@@ -291,7 +292,8 @@ def load(
     is_native = checkpoint.preprocess.is_native
     if (image_size if is_native else max_patches) is not None:
         name, other = ("image_size", "max_patches") if is_native else ("max_patches", "image_size")
-        raise LoadError(f"{path}: {name} has no meaning for a model of images of mode {checkpoint.preprocess.mode!r}: set {other}")
+        mode = checkpoint.preprocess.mode
+        raise LoadError(f"{path}: {name} has no meaning for a model whose images have the mode {mode!r}: set {other}")
     module = checkpoint.module(size=image_size)
     variables, name = checkpoint.variables(module)
     preprocess = dataclasses.replace(checkpoint.preprocess, size=module.options.image.size)

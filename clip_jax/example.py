@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from train_jax.data.captions import CaptionChoice
 from train_jax.data.errors import DataError
@@ -35,13 +36,13 @@ class PairExample:
         return example
 
 
-def make_preprocess(model: Mapping, preprocess: Mapping) -> Preprocess:
+def make_preprocess(model: ConfigDict, preprocess: ConfigDict) -> Preprocess:
     """Makes the image preprocessing of the options `config.model` and `config.preprocess`."""
-    image, options = model["image"], dict(preprocess)
+    image, options = model.image, preprocess.to_dict()
     max_patches = options.pop("max_patches")
     if options["mode"] == NATIVE:
-        options |= {"patch": image["patch"], "max_patches": max_patches or (image["size"] // image["patch"]) ** 2}
-    return Preprocess(size=image["size"], **options)
+        options |= {"patch": image.patch, "max_patches": max_patches or (image.size // image.patch) ** 2}
+    return Preprocess(size=image.size, **options)
 
 
 def get_negatives(record: Mapping) -> Sequence[str]:

@@ -25,7 +25,8 @@ def export_towers(clip: Clip, directory: str | Path, platforms: Sequence[str] = 
     """Writes the towers as programs with their weights inside, for any batch size. Returns their files.
 
     `image_tower.jax_export` maps uint8 [n, size, size, 3], preprocessed squares (of native aspect ratio: what
-    `Preprocess.pack` makes), and `text_tower.jax_export` int32 [n, length], token ids, to float32 [n, dim] of unit norm. `preprocess.json` and `tokenizer.json` tell how to get there.
+    `Preprocess.pack` makes), and `text_tower.jax_export` int32 [n, length], token ids, to float32 [n, dim] of unit norm.
+    `preprocess.json` and `tokenizer.json` tell how to get there.
 
     Args:
       directory: new or empty folder.

@@ -89,8 +89,8 @@ class ImageOptions(Options):
 
     native: bool = option(
         False,
-        "whether images may keep their aspect ratio (NaFlex, arXiv 2502.14786): patches fill a budget, and positions, a table "
-        "of a square of size, are resized to each image's grid",
+        "whether images may keep their aspect ratio (NaFlex, arXiv 2502.14786): patches fill a budget, and positions of a "
+        "square of size are resized to each image's grid",
     )
 
     @property

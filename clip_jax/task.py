@@ -1,7 +1,7 @@
 """Training task of CLIP: initialisation, loss, examples, evaluators.
 
-Batches: `image` uint8 [B, size, size, 3] (of native aspect ratio: see `Preprocess.pack`), `text` int32 [B, length], `truncated` bool [B]; with `contrastive.negatives`,
-`negative` int32 [B, length].
+Batches: `image` uint8 [B, size, size, 3], or what `Preprocess.pack` makes of images of native aspect ratio; `text` int32
+[B, length], `truncated` bool [B]; with `contrastive.negatives`, `negative` int32 [B, length].
 """
 
 import dataclasses

@@ -39,7 +39,7 @@ class Towers:
     def encode_images(
         self, variables: dict[str, Any], pixels: UInt8[Array, "n ..."], key: jax.Array
     ) -> tuple[Float[Array, "n dim"], dict[str, Any]]:
-        """Computes the embeddings of packed images (`Preprocess.pack`), and the updated variables other than the parameters."""
+        """Computes the embeddings of images (see `Preprocess.pack`), and the updated variables other than the parameters."""
 
         def encode(pixels, variables, key):
             return self._apply("vision", "encode_image", self.preprocess.normalize(pixels), variables, key)

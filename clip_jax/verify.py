@@ -128,9 +128,10 @@ def compare(path: str | Path) -> list[Difference]:
             layer.register_forward_hook(hook(tower))
     with torch.no_grad():
         if module.options.image.native:
-            patches, side = torch.from_numpy(cut_patches(pixels, module.options.image.patch)), size // module.options.image.patch
-            mask, shapes = torch.ones(patches.shape[:2]), torch.tensor([[side, side]] * len(pixels))
-            images = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+            patch = module.options.image.patch
+            patches, grids = torch.from_numpy(cut_patches(pixels, patch)), torch.full((len(pixels), 2), size // patch)
+            mask = torch.ones(patches.shape[:2])
+            images = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": grids}
         else:
             images = {"pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())}
         peer_output = peer(input_ids=torch.from_numpy(ids).long(), **images)

@@ -85,6 +85,7 @@ FORMATS = (
     Format("clip/hf-metaclip2", "transformers' MetaCLIP 2", "hf:facebook/metaclip-2-worldwide-huge-quickgelu"),
     Format("clip/hf-siglip", "transformers' SigLIP", "hf:google/siglip-base-patch16-224", "Apache-2.0"),
     Format("clip/hf-siglip2", "transformers' SigLIP 2 of fixed size", "hf:google/siglip2-base-patch16-224", "Apache-2.0"),
+    Format("clip/hf-naflex", "transformers' SigLIP 2 of native aspect ratio", "hf:google/siglip2-base-patch16-naflex"),
     Format("clip/open-clip", "open_clip", "hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "MIT"),
     Format("clip/open-clip-quick", "open_clip, QuickGELU, `.bin`"),
     Format("clip/open-clip-custom", "open_clip, a text tower of its own"),
@@ -113,6 +114,7 @@ FORMATS = (
     Format("clip/openai-resnet/RN-tiny.pt", "OpenAI's `.pt`, ResNet", "RN50.pt of github.com/openai/CLIP", "MIT"),
     Format("clip/long-clip/longclip-tiny.pt", "Long-CLIP's `.pt`"),
     Format("clip/big-vision", "big_vision's SigLIP, `.npz`"),
+    Format("clip/big-vision-naflex", "big_vision's SigLIP 2 of native aspect ratio, `.npz`"),
     Format("vqgan/diffusers", "diffusers' VQModel", "hf:CompVis/ldm-celebahq-256/vqvae", "Apache-2.0"),
     Format("vqgan/amused", "diffusers' VQModel of aMUSEd", "hf:amused/amused-256/vqvae", "openrail++"),
     Format("vqgan/kandinsky", "diffusers' MoVQ", "hf:kandinsky-community/kandinsky-2-1/movq", "Apache-2.0"),
@@ -193,6 +195,7 @@ class _Clip:
 
     def writers(self, folder: Path):
         yield "save_hf", lambda: clip_jax.save_hf(self.model, folder / "hf")
+        yield "save_open_clip", lambda: clip_jax.save_open_clip(self.model, folder / "open_clip")
 
 
 class _Vqgan:

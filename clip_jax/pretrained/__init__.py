@@ -33,9 +33,9 @@ _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
 _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
-    "checkpoints/), Hugging Face directories of CLIP, MetaCLIP 2, SigLIP and SigLIP 2 (config.json with a model_type), open_clip "
-    f"directories ({open_clip.CONFIG}), weight files inside either directory, .pt files of OpenAI and Long-CLIP, .npz files "
-    "of big_vision, .safetensors files of clip_jax.save, hf:org/name, and short names (clip-jax models)"
+    "checkpoints/), Hugging Face directories of CLIP, MetaCLIP 2, SigLIP and SigLIP 2 (config.json with a model_type), "
+    f"open_clip directories ({open_clip.CONFIG}), weight files inside either directory, .pt files of OpenAI and Long-CLIP, "
+    ".npz files of big_vision, .safetensors files of clip_jax.save, hf:org/name, and short names (clip-jax models)"
 )
 
 

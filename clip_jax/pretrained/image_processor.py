@@ -36,7 +36,7 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP", patch: int = 0)
     Args:
       size: side of the model's images, in pixels.
       family: "CLIP", "Siglip" or "Siglip2"; its processor is the default if the file names no processor.
-      patch: side of the patches of a model of native aspect ratio, whose processor is of the family "Siglip2"; 0: other models.
+      patch: side of the patches of a model of native aspect ratio, which has a Siglip2ImageProcessor; 0: other models.
 
     Options have the meaning and defaults of transformers. Raises LoadError, which names the option, if an option is
     unknown or yields images of another size.

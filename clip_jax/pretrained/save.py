@@ -47,9 +47,10 @@ _SIGLIPS = ("siglip", "siglip2")
 
 
 def save_hf(clip, directory: str | Path) -> None:
-    """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel, MetaClip2Model, SiglipModel or Siglip2Model.
+    """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory.
 
-    SiglipModel has the sigmoid loss, Siglip2Model also images of native aspect ratio; MetaClip2Model has the softmax loss and another tokenizer than CLIP's. Also writes
+    Its class is SiglipModel with the sigmoid loss, Siglip2Model if images may keep their aspect ratio, too; MetaClip2Model
+    with the softmax loss and another tokenizer than CLIP's; else CLIPModel. Also writes
     preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or tokenizer.json for
     AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of `clip.preprocess`, and does not
     repair texts.
@@ -63,7 +64,8 @@ def save_hf(clip, directory: str | Path) -> None:
         kind = "siglip2" if module.options.image.native else "siglip"
     _check_expressible(module.options, _REQUIRED[kind], kind)
     if clip.preprocess.is_native != (kind == "siglip2"):
-        raise ValueError(f"transformers' {kind} model has no images of mode {clip.preprocess.mode!r}: save_hf cannot write it")
+        mode = clip.preprocess.mode
+        raise ValueError(f"transformers' {kind} model has no images of the mode {mode!r}: save_hf cannot write it")
     if clip.preprocess.interpolation not in RESAMPLE.values():
         raise ValueError(
             f"transformers has no interpolation {clip.preprocess.interpolation!r}: save_hf cannot write this preprocessing. "

@@ -83,6 +83,31 @@ def test_features_and_logits_are_those_of_open_clip(name, tmp_path, monkeypatch)
     np.testing.assert_allclose(clip.similarity(pictures, make_clip.TEXTS), expected["logits"], atol=2e-4)
 
 
+SAVED = [f"open-clip-{name}" for name in ("clipa", "custom", "metaclip2", "quick", "resnet")]
+
+
+@pytest.mark.parametrize("kind", ["hf-clip", "openai-vit", *SAVED])
+def test_open_clip_opens_what_is_saved_with_the_same_outputs(kind, tmp_path):
+    import open_clip
+
+    folder = Path(make_clip.__file__).parent / "clip" / kind
+    clip = clip_jax.load(next(folder.glob("*.pt"), folder))
+    clip_jax.save_open_clip(clip, tmp_path / "saved")
+    model, tokenizer = (f(f"local-dir:{tmp_path / 'saved'}") for f in (open_clip.create_model, open_clip.get_tokenizer))
+    pictures = sorted((folder / "pictures").iterdir())
+    pixels = clip.preprocess.normalize(clip.preprocess.batch(pictures)).transpose(0, 3, 1, 2)
+    preprocess = model.visual.preprocess_cfg
+    assert preprocess["size"] in (clip.preprocess.size, (clip.preprocess.size,) * 2)
+    np.testing.assert_allclose(preprocess["mean"], clip.preprocess.mean, rtol=1e-6)
+    np.testing.assert_allclose(preprocess["std"], clip.preprocess.std, rtol=1e-6)
+    with torch.no_grad():
+        image, text, *scale = model.eval()(torch.tensor(pixels), tokenizer(make_clip.TEXTS))
+    np.testing.assert_allclose(clip.encode_image(pictures), image.numpy(), atol=1e-5)
+    np.testing.assert_allclose(clip.encode_text(make_clip.TEXTS), text.numpy(), atol=1e-5)
+    logits = scale[0] * image @ text.T + (scale[1] if len(scale) > 1 else 0)
+    np.testing.assert_allclose(clip.similarity(pictures, make_clip.TEXTS), logits.numpy(), atol=2e-4)
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file, monkeypatch):
     import open_clip

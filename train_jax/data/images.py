@@ -317,8 +317,8 @@ class Preprocess:
         is_budget = all(type(number) is int for number in budget) and budget[0] >= 2 and budget[1] >= 1
         if not is_budget if self.is_native else budget != (0, 0):
             raise ConfigError(
-                f"preprocess patch and max_patches {budget!r} must be a side of 2 pixels or more and 1 patch or more with the "
-                f"mode {NATIVE!r}, and 0 with the mode {self.mode!r}"
+                f"preprocess patch and max_patches {budget!r} must be at least 2 pixels and 1 patch with the mode "
+                f"{NATIVE!r}, and 0 with the mode {self.mode!r}"
             )
         if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise ConfigError(f"interpolation {self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}")
