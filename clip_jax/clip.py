@@ -273,9 +273,9 @@ def load(
 
     Args:
       path: a run directory of `train-jax` (averaged weights, if it has any); a `.safetensors` file of `save`; a Hugging Face
-        directory of CLIP, MetaCLIP 2, SigLIP or SigLIP 2; an open_clip directory, also of SigLIP, CLIPA, CoCa, EVA and the
-        Perception Encoder; a weight file in such a directory, including open_clip's training checkpoints; a `.pt` file
-        from OpenAI or Long-CLIP; a `.npz` file from big_vision; or "hf:org/name", which huggingface_hub downloads.
+        directory of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP or SigLIP 2; an open_clip directory, also of SigLIP, CLIPA, CoCa,
+        EVA and the Perception Encoder; a weight file in such a directory, including open_clip's training checkpoints; a
+        `.pt` file from OpenAI or Long-CLIP; a `.npz` file from big_vision; or "hf:org/name", which is downloaded.
       step: training step of the checkpoint in a run directory; None: the newest readable checkpoint.
       image_size: side of the preprocessed images in pixels; position embeddings are interpolated. None: as trained.
       max_patches: for a model of native aspect ratio (NaFlex), the largest number of patches of an image, to which all are

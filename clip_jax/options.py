@@ -183,9 +183,9 @@ class TextOptions(Options):
     causal: bool = option(True, "whether attention is causal: tokens attend only to themselves and earlier tokens")
     pool: str = option(
         "eos",
-        "pooled token: the end token, the token with the largest id (OpenAI's rule), the last position, or a class token "
-        "after the text (CoCa's); or the mean over all tokens but pad_id",
-        choices=("eos", "argmax", "last", "cls", "mean"),
+        "pooled token: the end token, the token with the largest id (OpenAI's rule), the first or last position, or a class "
+        "token after the text (CoCa's); or the mean over all tokens but pad_id",
+        choices=("eos", "argmax", "first", "last", "cls", "mean"),
     )
     proj_bias: bool = option(False, "whether the final projection has a bias")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
@@ -206,6 +206,8 @@ class TextOptions(Options):
         _check_heads(self.width, self.heads, path)
         if self.pool == "last" and self.causal:
             raise ConfigError(f"config.{path}.pool = 'last' reads the padding: it needs config.{path}.causal = False")
+        if self.pool == "first" and self.causal:
+            raise ConfigError(f"config.{path}.pool = 'first' reads the first token: it needs config.{path}.causal = False")
         if self.pool in ("cls", "last") and self.pad_id >= 0:
             raise ConfigError(f"config.{path}.pad_id = {self.pad_id} must be -1 with config.{path}.pool = {self.pool!r}")
 

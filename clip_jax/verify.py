@@ -53,7 +53,8 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]
     text_pool = {
-        "eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position", "cls": "class token",
+        "eos": f"first token {module.eos_id}", "argmax": "largest id",
+        "first": "first position", "last": "last position", "cls": "class token",
         "mean": "mean",
     }[text.pool]  # fmt: skip
     attention = "causal" if text.causal else "bidirectional"
@@ -124,7 +125,7 @@ def compare(path: str | Path) -> list[Difference]:
         return record
 
     for tower, part in (("image", peer.vision_model), ("text", peer.text_model)):
-        for layer in part.encoder.layers:
+        for layer in part.encoder.layer if hasattr(part.encoder, "layer") else part.encoder.layers:
             layer.register_forward_hook(hook(tower))
     with torch.no_grad():
         if module.options.image.native:
@@ -134,7 +135,10 @@ def compare(path: str | Path) -> list[Difference]:
             images = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": grids}
         else:
             images = {"pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())}
-        peer_output = peer(input_ids=torch.from_numpy(ids).long(), **images)
+        texts = {"input_ids": torch.from_numpy(ids).long()}
+        if module.options.text.pad_id >= 0:
+            texts["attention_mask"] = (texts["input_ids"] != module.options.text.pad_id).long()
+        peer_output = peer(**texts, **images)
     differences, features = [], {}
     for tower, inputs in (("image", pixels), ("text", ids)):
         layers, features[tower] = _capture_layers(module, variables, tower, inputs)

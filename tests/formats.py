@@ -83,6 +83,7 @@ FORMATS = (
     Format("clip/hf-clip", "transformers' CLIP"),
     Format("clip/hf-clip-legacy", "the same with `eos_token_id` 2", "hf:openai/clip-vit-base-patch32", "MIT"),
     Format("clip/hf-metaclip2", "transformers' MetaCLIP 2", "hf:facebook/metaclip-2-worldwide-huge-quickgelu"),
+    Format("clip/hf-chinese-clip", "transformers' Chinese-CLIP", "hf:OFA-Sys/chinese-clip-vit-base-patch16"),
     Format("clip/hf-siglip", "transformers' SigLIP", "hf:google/siglip-base-patch16-224", "Apache-2.0"),
     Format("clip/hf-siglip2", "transformers' SigLIP 2 of fixed size", "hf:google/siglip2-base-patch16-224", "Apache-2.0"),
     Format("clip/hf-naflex", "transformers' SigLIP 2 of native aspect ratio", "hf:google/siglip2-base-patch16-naflex"),
@@ -90,7 +91,6 @@ FORMATS = (
     Format("clip/open-clip-quick", "open_clip, QuickGELU, `.bin`"),
     Format("clip/open-clip-custom", "open_clip, a text tower of its own"),
     Format("clip/open-clip-resnet", "open_clip, ResNet"),
-    Format("clip/open-clip-convnext", "open_clip, ConvNeXt of timm"),
     Format(
         "clip/open-clip-roberta", "open_clip, RoBERTa as text tower",
         "hf:laion/CLIP-ViT-B-32-roberta-base-laion2B-s12B-b32k", "MIT",
@@ -347,6 +347,10 @@ def format_difference(name: str, value: float | int) -> str:
     return f"{name} {value if isinstance(value, int) else f'{value:.0e}'}"
 
 
+def _start(row: Format) -> str:
+    return f"| {row.name} | {row.example} | `{row.golden}` | "
+
+
 def make_line(row: Format) -> str:
     opened = _family(row)(row)
     measured = [
@@ -360,7 +364,7 @@ def make_line(row: Format) -> str:
 
 def main(words: tuple[str, ...]) -> None:
     text = FILE.read_text("utf-8") if words else ""
-    measured = {row: line for line in text.splitlines() for row in FORMATS if f" | `{row.golden}` | " in line}
+    measured = {row: line for line in text.splitlines() for row in FORMATS if line.startswith(_start(row))}
     lines = [f"| {' | '.join(TITLES)} |", f"|{' --- |' * len(TITLES)}"]
     for row in FORMATS:
         if row not in measured or row.golden.startswith(words):

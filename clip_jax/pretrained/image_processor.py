@@ -49,9 +49,9 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP", patch: int = 0)
         raise LoadError(f"{file}: {option} = {config.get(option)!r} is not supported: {reason}")
 
     processor = config.get("image_processor_type") or config.get("feature_extractor_type") or f"{family}ImageProcessor"
-    match = re.fullmatch(r"(CLIP|Siglip2?)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(processor))
+    match = re.fullmatch(r"(?:Chinese)?(CLIP|Siglip2?)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(processor))
     if match is None or (match[1] == "Siglip2") != (patch > 0):
-        allowed = "Siglip2ImageProcessor is" if patch else "CLIPImageProcessor and SiglipImageProcessor are"
+        allowed = "Siglip2ImageProcessor is" if patch else "those of CLIP, Chinese-CLIP and SigLIP are"
         raise LoadError(f"{file}: {processor} is not known for this model; {allowed}")
     config = _SHARED | _DEFAULTS[match[1]] | config
     unknown = [

@@ -164,6 +164,8 @@ def test_models_that_transformers_cannot_express_are_refused(tmp_path, trained, 
         clip_jax.save_hf(golden("open-clip-custom"), tmp_path / "saved")
     with pytest.raises(ValueError, match="no interpolation 'bilinear_aliased'"):
         clip_jax.save_hf(golden("big-vision"), tmp_path / "saved")
+    with pytest.raises(ValueError, match="metaclip_2 model has text.branch_norms = 'none', and this one 'post'"):
+        clip_jax.save_hf(golden("hf-chinese-clip"), tmp_path / "saved")
     with pytest.raises(ValueError, match="clip model has image.pool = 'cls', and this one 'mean'"):
         clip_jax.save_hf(
             new_clip(image={"size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2, "pool": "mean"}),
@@ -203,7 +205,7 @@ def test_models_that_open_clip_cannot_express_are_refused(tmp_path, new_clip):
     ):
         with pytest.raises(ValueError, match=f"open_clip's own models have {words}: it cannot be written"):
             clip_jax.save_open_clip(golden(kind), tmp_path / "saved")
-    text = {"context_length": 16, "width": 16, "depth": 1, "heads": 2}
+    text = {"context_length": 32, "width": 16, "depth": 1, "heads": 2}
     with pytest.raises(ValueError, match="text.causal = True, and this one False"):
         clip_jax.save_open_clip(new_clip(text=text | {"causal": False}), tmp_path / "saved")
     with pytest.raises(ValueError, match="quick_gelu in both towers or in none, and this model .*'text': 'gelu'"):

@@ -271,6 +271,23 @@ def test_other_models_of_native_aspect_ratio_are_named(kind, file, part, changes
         open_checkpoint(folder)
 
 
+def test_the_vocabulary_of_chinese_clip_is_that_of_bert(copy):
+    folder = copy("hf-chinese-clip")
+    tokenizer = open_checkpoint(folder).tokenizer
+    # [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, "cat" 7; each Chinese character is a word.
+    assert tokenizer.encode(["Cat猫狗"]).tolist() == [[2, 7, 14, 1, 3] + [0] * 11]
+    edit(folder / "config.json", "text_config", pad_token_id=1)
+    with pytest.raises(LoadError, match="the tokenizer pads with 0, but config.json has pad_token_id 1"):
+        open_checkpoint(folder)
+    edit(folder / "config.json", "text_config", pad_token_id=0, position_embedding_type="relative_key")
+    with pytest.raises(LoadError, match="position_embedding_type = 'relative_key' is not supported"):
+        open_checkpoint(folder)
+    edit(folder / "config.json", "text_config", position_embedding_type="absolute")
+    (folder / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(LoadError, match=r"vocab.txt has no \[UNK\]"):
+        open_checkpoint(folder)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files that cannot be a model
 

@@ -111,6 +111,7 @@ def test_a_tokenizer_is_loaded_from_its_path(make_task, tmp_path):
         ({"patch_dropout": 1.0}, "patch_dropout = 1.0"),
         ({"model__image__proj": False}, "embed_dim = 8 must be image.width = 16"),
         ({"model__text__pool": "last"}, "pool = 'last' reads the padding"),
+        ({"model__text__pool": "first"}, "pool = 'first' reads the first token"),
         ({"model__text__vocab_size": 5}, "vocab_size = 5 is less than"),
         ({"model__image__tower": "resnet"}, "size = 16 must be a multiple of 32"),
         ({"model__image__tower": "resnet", "model__image__size": 32, "compute__micro_batch": 4}, "batch norm takes"),

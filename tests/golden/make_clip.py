@@ -129,6 +129,29 @@ def hf_clip(name: str, eos_token_id: int | None, activation: str, seed: int) -> 
     expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
 
 
+def hf_chinese_clip(name: str, seed: int) -> None:
+    """BERT as text tower, with a vocabulary of characters in `vocab.txt` alone."""
+    folder = new_folder(name)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "cat", ".", "two", "dog", "##s", "4", "##2", "猫"]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=LENGTH)
+    config = transformers.ChineseCLIPConfig(
+        text_config=TOWER | {"vocab_size": 30, "max_position_embeddings": LENGTH},
+        vision_config=TOWER | {"image_size": 24, "patch_size": 8},
+        projection_dim=20,
+    )
+    model = transformers.ChineseCLIPModel(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    sides = {"height": 24, "width": 24}
+    processor = transformers.ChineseCLIPImageProcessor(size=sides, crop_size=sides, do_center_crop=False)
+    processor.save_pretrained(folder)
+    pixels = processor(pictures(folder), return_tensors="pt")["pixel_values"]
+    batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    out = model(**batch, pixel_values=pixels)
+    expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
+
+
 SIGLIP_IDS = {"pad_id": -1, "bos_id": -1, "eos_id": 1, "unk_id": 2, "control_symbols": ["<pad>"]}
 
 
@@ -607,6 +630,7 @@ def main() -> None:
     hf_clip("hf-clip", None, "quick_gelu", 1)
     hf_clip("hf-clip-legacy", 2, "gelu", 2)
     hf_metaclip2("hf-metaclip2", 4)
+    hf_chinese_clip("hf-chinese-clip", 41)
     big_vision("big-vision", *hf_siglip("hf-siglip", 3))
     big_vision("big-vision-naflex", *hf_naflex("hf-naflex", 39))
     without_torchvision()

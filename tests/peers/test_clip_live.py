@@ -41,7 +41,7 @@ def test_the_committed_files_are_what_the_peers_make(made, kind):
         np.testing.assert_allclose(value, np.load(GOLDEN / "clip" / kind / "expected.npz")[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "hf-naflex", "hf-siglip2"])
+@pytest.mark.parametrize("kind", [*KINDS, "hf-chinese-clip", "hf-naflex", "hf-siglip2"])
 def test_every_layer_is_the_peers(kind):
     for row in verify.compare(GOLDEN / "clip" / kind):
         assert row.relative < 1e-5, row

@@ -101,10 +101,10 @@ def test_open_clip_opens_what_is_saved_with_the_same_outputs(kind, tmp_path):
     np.testing.assert_allclose(preprocess["mean"], clip.preprocess.mean, rtol=1e-6)
     np.testing.assert_allclose(preprocess["std"], clip.preprocess.std, rtol=1e-6)
     with torch.no_grad():
-        image, text, *scale = model.eval()(torch.tensor(pixels), tokenizer(make_clip.TEXTS))
+        image, text, scale, *bias = model.eval()(torch.tensor(pixels), tokenizer(make_clip.TEXTS))
+        logits = scale * image @ text.T + sum(bias)
     np.testing.assert_allclose(clip.encode_image(pictures), image.numpy(), atol=1e-5)
     np.testing.assert_allclose(clip.encode_text(make_clip.TEXTS), text.numpy(), atol=1e-5)
-    logits = scale[0] * image @ text.T + (scale[1] if len(scale) > 1 else 0)
     np.testing.assert_allclose(clip.similarity(pictures, make_clip.TEXTS), logits.numpy(), atol=2e-4)
 
 
