@@ -55,6 +55,10 @@ def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0, max_patches: in
             stem += conv_flops(side, side, 3, channels, out_channels)
             channels = out_channels
         stem += conv_flops(grid, grid, 1, channels, image.width)
+    elif image.stem == "hmlp":
+        hidden = image.width // 4
+        stem = conv_flops(4 * grid, 4 * grid, 4, 3, hidden) + conv_flops(2 * grid, 2 * grid, 2, hidden, hidden)
+        stem += conv_flops(grid, grid, 2, hidden, image.width)
     elif image.stem == "mbconv":
         stem = _mbconv_flops(image)
     else:

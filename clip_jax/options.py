@@ -10,7 +10,7 @@ from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
-MBCONV_STRIDE = 16  # pixels per position of the stem mbconv
+STEM_STRIDE = 16  # pixels per position of the stems mbconv and hmlp
 STRIDE = 32  # pixels per position of the last feature map of a ResNet or ConvNeXt
 # Options of towers that are no ViT, which has all but the layers.
 _OPTIONS = {
@@ -50,8 +50,9 @@ class ImageOptions(Options):
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
     stem: str = option(
         "patch",
-        "patch embedding, several early convolutions (arXiv 2106.14881), or two stages of inverted bottlenecks (ViTamin's)",
-        choices=("patch", "conv", "mbconv"),
+        "patch embedding, several early convolutions (arXiv 2106.14881), two stages of inverted bottlenecks (ViTamin's), or "
+        "three convolutions without overlap, with batch norms (hMLP, MobileCLIP-B's)",
+        choices=("patch", "conv", "mbconv", "hmlp"),
     )
     stem_channels: int = option(64, "channels of the first stage of the stem mbconv, half of the second's", least=1)
     stem_layers: tuple[int, ...] = option((2, 4), "number of blocks in both stages of the stem mbconv", least=1)
@@ -94,6 +95,11 @@ class ImageOptions(Options):
     )
 
     @property
+    def has_batch_norms(self) -> bool:
+        """Whether the tower has batch norms, with running statistics: those of a ResNet or of the stem hmlp."""
+        return self.tower == "resnet" or (self.tower == "vit" and self.stem == "hmlp")
+
+    @property
     def has_class_token(self) -> bool:
         """Whether a class token precedes the patches."""
         return self.class_token or self.pool == "cls"
@@ -125,7 +131,12 @@ class ImageOptions(Options):
                     f"config.{path}.width = {self.width} must be a multiple of 4 * patch = {4 * self.patch} "
                     "with the conv stem"
                 )
-        stride = MBCONV_STRIDE
+        stride = STEM_STRIDE
+        if self.stem == "hmlp" and (self.patch != stride or self.size % stride or self.width % 4):
+            raise ConfigError(
+                f"config.{path}.stem = 'hmlp' needs patch = {stride}, a size that it divides and a width that 4 divides: "
+                f"they are {self.patch}, {self.size} and {self.width}"
+            )
         if self.stem == "mbconv" and (self.patch != stride or self.size % stride or len(self.stem_layers) != 2):
             raise ConfigError(
                 f"config.{path}.stem = 'mbconv' needs patch = {stride}, a size of a multiple of it and two stem_layers: "

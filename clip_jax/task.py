@@ -105,12 +105,13 @@ class CLIPTaskOptions(Options):
             self.require(self.patch_dropout == 0, path, "patch_dropout", f"0 with preprocess.mode = {NATIVE!r}")
         else:
             self.require(not self.preprocess.max_patches, path, "preprocess.max_patches", f"0 without mode = {NATIVE!r}")
-        if self.model.image.tower == "resnet":
+        if self.model.image.has_batch_norms:
+            name = "a resnet" if self.model.image.tower == "resnet" else "the stem hmlp"
             self.require(
                 self.compute.micro_batch == 0,
                 path,
                 "compute.micro_batch",
-                "0 with a resnet: batch norm takes its statistics from the whole batch",
+                f"0 with {name}: batch norm takes its statistics from the whole batch",
             )
         may_flip = not (self.augment.flip and self.contrastive.negatives)
         self.require(may_flip, path, "augment.flip", "False with contrastive.negatives: 'left of' would become 'right of'")

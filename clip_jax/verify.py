@@ -46,7 +46,7 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         more = "" if image.rope == "none" else f", rotary positions ({image.rope})"
         more += ", gated MLPs" * image.gated + f", {image.branch_norms} norms in branches" * (image.branch_norms != "none")
-        more += ", stem of inverted bottlenecks" * (image.stem == "mbconv")
+        more += {"mbconv": ", stem of inverted bottlenecks", "hmlp": ", stem of three convolutions"}.get(image.stem, "")
         more += ", any aspect ratio" * image.native
         more += "" if image.learned_positions else ", no learned positions"
         more += "" if image.key_bias else ", keys without bias"

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from clip_jax.hmlp import HMLPStem
 from clip_jax.mbconv import MBConvStem
 from clip_jax.options import CLIPOptions
 from clip_jax.projection import project
@@ -144,6 +145,8 @@ class VisionTower(nn.Module):
         std = image.width**-0.5
         if image.stem == "conv":
             x = ConvStem(image.patch, image.width, dtype, name="stem")(x)
+        elif image.stem == "hmlp":
+            x = HMLPStem(image.width, self.options.activation, dtype, name="stem")(x, deterministic)
         elif image.stem == "mbconv":
             options = self.options.activation, self.options.eps, dtype
             x = MBConvStem(image.stem_channels, image.stem_layers, image.width, *options, name="stem")(x)

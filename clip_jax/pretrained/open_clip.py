@@ -68,6 +68,8 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     tensors = {name.removeprefix("text."): x for name, x in tensors.items()}
     ignored = (*openai.IGNORED, *(_CAPTIONING if config.get("multimodal_cfg") else ()))
     image_entries, text_entries = timm.list_entries(model["image"]) if trunk else None, None
+    if model["image"].get("stem") == "hmlp":
+        tensors = timm.add_class_position(tensors)
     if bert_name:
         tensors, ignored = bert.fold_positions(tensors, model["text"]["context_length"]), (*ignored, *bert.IGNORED)
         text_entries = bert.list_entries(model["text"])

@@ -115,6 +115,10 @@ def test_a_tokenizer_is_loaded_from_its_path(make_task, tmp_path):
         ({"model__text__vocab_size": 5}, "vocab_size = 5 is less than"),
         ({"model__image__tower": "resnet"}, "size = 16 must be a multiple of 32"),
         ({"model__image__tower": "resnet", "model__image__size": 32, "compute__micro_batch": 4}, "batch norm takes"),
+        (
+            {"model__image__stem": "hmlp", "model__image__patch": 16, "compute__micro_batch": 4},
+            "micro_batch = 4; it must be 0 with the stem hmlp",
+        ),
         ({"model__text__causal": False, "compute__text_lengths": (4,)}, "text_lengths = .4,.; it must be empty"),
         ({"compute__dtype": "float16"}, "compute.dtype = 'float16'.*bfloat16"),
         ({"compute__remat": "some"}, "compute.remat = 'some'"),

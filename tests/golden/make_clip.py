@@ -549,6 +549,19 @@ def open_clip_vitamin(name: str, trunk: str, proj: str, seed: int) -> None:
         open_clip_directory(name, vision | {"timm_model_kwargs": {"img_size": 32}}, seed, custom_text=True)
 
 
+def open_clip_mobile(name: str, seed: int) -> None:
+    """MobileCLIP-B, whose stem has the width of the tower; no argument of timm changes its channels."""
+    from timm.models import vision_transformer_hybrid as hybrid
+
+    def stem(channels, make=hybrid.ConvStem, **kwargs):
+        return make(channels=(8, 8, 32), **kwargs)
+
+    kwargs = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32}
+    vision = {"image_size": 32, "timm_model_name": "vit_base_mci_224", "timm_pool": "token", "timm_proj": None}
+    with unittest.mock.patch.object(hybrid, "ConvStem", stem):
+        open_clip_directory(name, vision | {"timm_model_kwargs": kwargs}, seed, custom_text=True)
+
+
 # Width, depth, heads, width of the MLP, rows of the token embedding; see `clip_jax.pretrained.bert.MODELS`.
 TINY_ROBERTA = {"tiny-roberta": (32, 2, 4, 48, 320)}
 
@@ -648,6 +661,7 @@ def main() -> None:
     open_clip_convnext("open-clip-convnext", "convnext_large", "mlp", 33)
     open_clip_roberta("open-clip-roberta", xlm_tokenizer, 35)
     open_clip_vitamin("open-clip-vitamin", "vitamin_small_224", "linear", 37)
+    open_clip_mobile("open-clip-mobile", 43)
     long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)
