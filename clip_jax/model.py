@@ -16,7 +16,7 @@ from clip_jax.resnet import ResNetTower
 from clip_jax.text import TextTower
 from clip_jax.vision import VisionTower
 from nn_jax.layers import l2_normalize
-from train_jax.data.images import Patches
+from nn_jax.patches import Patches
 from train_jax.errors import ConfigError
 
 MAX_SCALE = 100.0  # arXiv 2103.00020, section 2.5

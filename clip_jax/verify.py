@@ -10,8 +10,8 @@ import numpy as np
 
 from clip_jax import model as model_lib
 from clip_jax.pretrained import Checkpoint, LoadError, open_checkpoint
+from nn_jax.patches import cut_patches
 from nn_jax.transformer import Block
-from train_jax.data.images import cut_patches
 
 TEXTS = ("a photo of a cat.", "two dogs play with a red ball", "42")
 

@@ -16,10 +16,10 @@ from clip_jax.projection import project
 from nn_jax.attention import Context, CrossAttention, attend
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
+from nn_jax.patches import Patches, cut_patches
 from nn_jax.rotary import grid_angles, turns
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute
-from train_jax.data.images import Patches, cut_patches
 
 
 class ConvStem(nn.Module):

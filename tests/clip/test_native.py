@@ -14,7 +14,8 @@ import clip_jax
 from clip_jax import LoadError
 from clip_jax import task as clip_task
 from clip_jax.vision import position_weights
-from train_jax.data.images import Patches, Preprocess, fit_patches
+from nn_jax.patches import Patches
+from train_jax.data.images import Preprocess, fit_patches
 from train_jax.errors import ConfigError
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip" / "hf-naflex"

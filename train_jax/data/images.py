@@ -10,12 +10,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
+from nn_jax.patches import Patches, cut_patches
 from train_jax.data import bilinear, files
 from train_jax.data.color_jitter import ColorJitter
 from train_jax.data.errors import BrokenSample, DataError
@@ -51,25 +51,6 @@ INTERPOLATIONS = (*_INTERPOLATIONS, _ALIASED)
 MODES = ("crop", "crop_floor", "squash")
 NATIVE = "native"  # the mode of images of native aspect ratio
 _GRID_BYTES = 4  # of packed patches: numbers of rows and columns, in 16 bits each
-
-
-class Patches(NamedTuple):
-    """Images of native aspect ratio as sequences of patches in row-major order (NaFlex, arXiv 2502.14786, section 2.4).
-
-    Attributes:
-      pixels: float32 [n, patches, patch * patch * 3]: pixels of each patch by row, column and channel; padded.
-      grid: int32 [n, 2]: numbers of rows and columns of patches; the patches after rows * columns are padding.
-    """
-
-    pixels: Any
-    grid: Any
-
-
-def cut_patches(images, patch: int):
-    """Cuts images [..., h, w, 3], NumPy or JAX arrays, into patches [..., h / patch * w / patch, patch * patch * 3]."""
-    *lead, height, width, channels = images.shape
-    x = images.reshape(*lead, height // patch, patch, width // patch, patch, channels).swapaxes(-4, -3)
-    return x.reshape(*lead, -1, patch * patch * channels)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
