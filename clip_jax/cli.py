@@ -364,7 +364,7 @@ def _heatmap(arguments: argparse.Namespace) -> int:
     arguments_lib.check_outputs(png=arguments.png)
     clip = load(arguments.model, dtype=arguments.dtype)
     maps = clip.heat_map([arguments.image], arguments.texts)[0]
-    model_input = Image.fromarray(clip.preprocess(arguments.image))
+    model_input = Image.fromarray(clip.preprocess.square(arguments.image))
     sections = sheets.make_heat_sections(model_input, arguments.texts, maps)
     sheets.render_contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(arguments.png, "PNG")
     print(f"wrote {arguments.png}", file=sys.stderr)

@@ -26,16 +26,17 @@ from clip_jax import model as model_lib
 from clip_jax.pretrained import LoadError, open_checkpoint
 from clip_jax.pretrained import single_file as clip_file
 from clip_jax.pretrained.save import save_hf
+from clip_jax.pretrained.save_open_clip import save_open_clip
 from clip_jax.templates import fill_templates, read_templates
 from nn_jax.mixed_precision import round_weights
 from train_jax import inference
 from train_jax.compute import inference_dtype
-from train_jax.data.images import Preprocess, normalize
+from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer
 from train_jax.weights import single_file
 from train_jax.weights.layout import flatten
 
-__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "to_bytes"]
+__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "save_open_clip", "to_bytes"]
 log = logging.getLogger(__name__)
 
 Picture = Image.Image | np.ndarray | str | Path  # arrays are uint8 [H, W, 3]
@@ -101,7 +102,6 @@ class Clip:
         Raises BrokenSample, which names the image, if an image cannot be read.
         """
         _check_list(images, "images", Image.Image | str | os.PathLike)
-        size = self.preprocess.size
         program = self._programs.encode_image if normalize else self._programs.project_image
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
 
@@ -109,7 +109,7 @@ class Clip:
                 return self.preprocess.batch(images[start:stop], start, pool.map)
 
             return self._encode_batched(
-                program, read_batch, len(images), (size, size, 3), np.uint8, batch_size
+                program, read_batch, len(images), self.preprocess.shape, np.uint8, batch_size
             )
 
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "n dim"]:
@@ -132,17 +132,18 @@ class Clip:
     def heat_map(self, images: Pictures, texts: Sequence[str]) -> Float32[np.ndarray, "n_images n_texts side side"]:
         """Computes the cosine of each text with each patch of each image (arXiv 2112.01071).
 
-        Maps are of the preprocessed image: with the mode "crop", of the centre square. Row 0 is the top.
+        Maps are of the preprocessed image: with the mode "crop", of the centre square; with the mode "native", of the image
+        squashed to a square. Row 0 is the top.
         """
         _check_list(images, "images", Image.Image | str | os.PathLike)
         text = self.encode_text(texts)
-        size = self.preprocess.size
+        preprocess = self.preprocess.square
 
         def read_batch(start: int, stop: int) -> np.ndarray:
-            return self.preprocess.batch(images[start:stop], start)
+            return preprocess.batch(images[start:stop], start)
 
         patches = self._encode_batched(
-            self._programs.encode_patches, read_batch, len(images), (size, size, 3), np.uint8, 16
+            self._programs.encode_patches, read_batch, len(images), preprocess.shape, np.uint8, 16
         )
         side = math.isqrt(patches.shape[1])
         return np.einsum("npd,td->ntp", patches, text).reshape(len(images), len(text), side, side)
@@ -200,7 +201,7 @@ class Clip:
 class Programs(NamedTuple):
     """Jitted functions of one model. Each function compiles once per batch size."""
 
-    encode_image: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, dim] of unit norm
+    encode_image: Callable  # (variables, uint8 [n, *preprocess.shape]) -> float32 [n, dim] of unit norm
     project_image: Callable  # the same, not normalised
     encode_patches: Callable  # (variables, uint8 [n, size, size, 3]) -> float32 [n, patches, dim] of unit norm
     encode_text: Callable  # (variables, int32 [n, length]) -> float32 [n, dim] of unit norm
@@ -212,16 +213,13 @@ def compile_programs(module: model_lib.CLIP, preprocess: Preprocess) -> Programs
     """Jits the functions of `Programs` for a model and its preprocessing."""
 
     def encode_image(variables, images):
-        pixels = normalize(images, preprocess.mean, preprocess.std)
-        return module.apply(variables, pixels, method="encode_image")
+        return module.apply(variables, preprocess.normalize(images), method="encode_image")
 
     def project_image(variables, images):
-        pixels = normalize(images, preprocess.mean, preprocess.std)
-        return module.apply(variables, pixels, method="project_image")
+        return module.apply(variables, preprocess.normalize(images), method="project_image")
 
     def encode_patches(variables, images):
-        pixels = normalize(images, preprocess.mean, preprocess.std)
-        return module.apply(variables, pixels, method="encode_patches")
+        return module.apply(variables, preprocess.square.normalize(images), method="encode_patches")
 
     def encode_text(variables, ids):
         return module.apply(variables, ids, method="encode_text")
@@ -264,17 +262,24 @@ def _compute_fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokeni
 
 
 def load(
-    path: str | Path, step: int | None = None, *, image_size: int | None = None, dtype: str | None = "auto"
+    path: str | Path,
+    step: int | None = None,
+    *,
+    image_size: int | None = None,
+    max_patches: int | None = None,
+    dtype: str | None = "auto",
 ) -> Clip:
     """Loads the CLIP stored at `path`.
 
     Args:
       path: a run directory of `train-jax` (averaged weights, if it has any); a `.safetensors` file of `save`; a Hugging Face
-        directory of CLIP, MetaCLIP 2 or SigLIP; an open_clip directory, also of SigLIP, CLIPA, CoCa, EVA and the
-        Perception Encoder; a weight file in such a directory, including open_clip's training checkpoints; a `.pt` file
-        from OpenAI or Long-CLIP; a `.npz` file from big_vision; or "hf:org/name", which huggingface_hub downloads.
+        directory of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP or SigLIP 2; an open_clip directory, also of SigLIP, CLIPA, CoCa,
+        EVA and the Perception Encoder; a weight file in such a directory, including open_clip's training checkpoints; a
+        `.pt` file from OpenAI or Long-CLIP; a `.npz` file from big_vision; or "hf:org/name", which is downloaded.
       step: training step of the checkpoint in a run directory; None: the newest readable checkpoint.
       image_size: side of the preprocessed images in pixels; position embeddings are interpolated. None: as trained.
+      max_patches: for a model of native aspect ratio (NaFlex), the largest number of patches of an image, to which all are
+        padded. None: as the files say.
       dtype: precision, "float32" or "bfloat16"; "auto": bfloat16 on accelerators that have it, float32 on a CPU; None: the
         precision of the training, with float32 weights. In bfloat16, embeddings differ by 1e-2 at most, and kernels and
         token embeddings need half the memory; the fingerprint is the same.
@@ -284,9 +289,16 @@ def load(
     """
     dtype = dtype and inference_dtype(dtype)
     checkpoint = open_checkpoint(path, step)
+    is_native = checkpoint.preprocess.is_native
+    if (image_size if is_native else max_patches) is not None:
+        name, other = ("image_size", "max_patches") if is_native else ("max_patches", "image_size")
+        mode = checkpoint.preprocess.mode
+        raise LoadError(f"{path}: {name} has no meaning for a model whose images have the mode {mode!r}: set {other}")
     module = checkpoint.module(size=image_size)
     variables, name = checkpoint.variables(module)
     preprocess = dataclasses.replace(checkpoint.preprocess, size=module.options.image.size)
+    if max_patches is not None:
+        preprocess = dataclasses.replace(preprocess, max_patches=max_patches)
     return Clip.assemble(module, variables, checkpoint.tokenizer, preprocess, name, dtype)
 
 

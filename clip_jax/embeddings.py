@@ -5,7 +5,7 @@
 Embeddings are those before the normalisation to unit length, float32 [dim].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ def with_embeddings(
       asked_to_stop: returns the number of a received stop signal, or 0.
     """
 
-    def encode(images: np.ndarray) -> Float32[np.ndarray, "n dim"]:
+    def encode(images: Sequence[np.ndarray]) -> Float32[np.ndarray, "n dim"]:
         return clip.encode_image(images, precompute.BATCH, normalize=False)
 
     shape, model = (clip.module.options.embed_dim,), {"clip": clip.fingerprint, "dtype": clip.dtype}

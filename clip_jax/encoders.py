@@ -10,7 +10,6 @@ import numpy as np
 from clip_jax.feature_cache import FeatureCache
 from train_jax import inference
 from train_jax.data.images import Preprocess
-from train_jax.data.images import normalize as normalize_pixels
 from train_jax.data.sources import DataError, Source
 from train_jax.data.subset import Subset
 from train_jax.data.text import AnyTokenizer
@@ -34,7 +33,7 @@ class Encoders:
         """Makes `encode(variables, records) -> float32 [n, dim]`, which runs on all hosts and compiles once."""
 
         def example(record, rng):
-            return {"image": self.preprocess(record["image"])}
+            return {"image": self.preprocess.pack(self.preprocess(record["image"]))}
 
         encode = self._make_encoder(context, self._encode_image, example, batch_size)
         if self.cache is None:
@@ -55,7 +54,7 @@ class Encoders:
         return not np.array_equal(*self.tokenizer.encode([a, b]))
 
     def _encode_image(self, variables, batch):
-        pixels = normalize_pixels(batch["image"], self.preprocess.mean, self.preprocess.std)
+        pixels = self.preprocess.normalize(batch["image"])
         return self.module.apply(variables, pixels, method="encode_image")
 
     def _encode_text(self, variables, batch):

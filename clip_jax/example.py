@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from train_jax.data.captions import CaptionChoice
 from train_jax.data.errors import DataError
-from train_jax.data.images import Augment
+from train_jax.data.images import NATIVE, Augment, Preprocess
 from train_jax.data.text import AnyTokenizer
 
 
@@ -33,6 +34,15 @@ class PairExample:
             negative = get_negatives(record)[index] or record["captions"][index]
             example["negative"] = self.tokenizer.encode([negative])[0]
         return example
+
+
+def make_preprocess(model: ConfigDict, preprocess: ConfigDict) -> Preprocess:
+    """Makes the image preprocessing of the options `config.model` and `config.preprocess`."""
+    image, options = model.image, preprocess.to_dict()
+    max_patches = options.pop("max_patches")
+    if options["mode"] == NATIVE:
+        options |= {"patch": image.patch, "max_patches": max_patches or (image.size // image.patch) ** 2}
+    return Preprocess(size=image.size, **options)
 
 
 def get_negatives(record: Mapping) -> Sequence[str]:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jax import export
 
 from clip_jax.clip import Clip
-from train_jax.data.images import normalize
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SUFFIX = ".jax_export"
@@ -25,8 +24,9 @@ SUFFIX = ".jax_export"
 def export_towers(clip: Clip, directory: str | Path, platforms: Sequence[str] = PLATFORMS) -> list[Path]:
     """Writes the towers as programs with their weights inside, for any batch size. Returns their files.
 
-    `image_tower.jax_export` maps uint8 [n, size, size, 3], preprocessed squares, and `text_tower.jax_export` int32
-    [n, length], token ids, to float32 [n, dim] of unit norm. `preprocess.json` and `tokenizer.json` tell how to get there.
+    `image_tower.jax_export` maps uint8 [n, size, size, 3], preprocessed squares (of native aspect ratio: what
+    `Preprocess.pack` makes), and `text_tower.jax_export` int32 [n, length], token ids, to float32 [n, dim] of unit norm.
+    `preprocess.json` and `tokenizer.json` tell how to get there.
 
     Args:
       directory: new or empty folder.
@@ -44,14 +44,14 @@ def export_towers(clip: Clip, directory: str | Path, platforms: Sequence[str] = 
     module, variables, preprocess = clip.module, clip.variables, clip.preprocess
 
     def image_tower(images):
-        return module.apply(variables, normalize(images, preprocess.mean, preprocess.std), method="encode_image")
+        return module.apply(variables, preprocess.normalize(images), method="encode_image")
 
     def text_tower(ids):
         return module.apply(variables, ids, method="encode_text")
 
     (count,) = export.symbolic_shape("n")
     inputs = {
-        image_tower: jax.ShapeDtypeStruct((count, preprocess.size, preprocess.size, 3), jnp.uint8),
+        image_tower: jax.ShapeDtypeStruct((count, *preprocess.shape), jnp.uint8),
         text_tower: jax.ShapeDtypeStruct((count, clip.tokenizer.context_length), jnp.int32),
     }
     programs = {f.__name__: export.export(jax.jit(f), platforms=platforms)(x).serialize() for f, x in inputs.items()}

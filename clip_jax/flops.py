@@ -6,9 +6,16 @@ from clip_jax.options import CLIPOptions, ImageOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
 
-def forward_flops(options: CLIPOptions) -> tuple[int, int]:
-    """Counts the FLOPs of the forward pass for one image and for one text."""
-    image = {"vit": _vit_flops, "resnet": _resnet_flops, "convnext": _convnext_flops}[options.image.tower](options)
+def forward_flops(options: CLIPOptions, max_patches: int = 0) -> tuple[int, int]:
+    """Counts the FLOPs of the forward pass for one image and for one text.
+
+    Args:
+      max_patches: number of patches of an image of native aspect ratio, with its padding; 0: those of a square.
+    """
+    if options.image.tower == "vit":
+        image = _vit_flops(options, max_patches=max_patches)
+    else:
+        image = {"resnet": _resnet_flops, "convnext": _convnext_flops}[options.image.tower](options)
     tower = options.text
     tokens = tower.context_length + (tower.pool == "cls")
     text = transformer_flops(tokens, tower.width, tower.depth, tower.mlp_ratio)
@@ -17,24 +24,29 @@ def forward_flops(options: CLIPOptions) -> tuple[int, int]:
 
 
 def training_flops(
-    options: CLIPOptions, patch_dropout: float = 0.0, texts: int = 1, frozen: Collection[str] = ()
+    options: CLIPOptions,
+    patch_dropout: float = 0.0,
+    texts: int = 1,
+    frozen: Collection[str] = (),
+    max_patches: int = 0,
 ) -> float:
     """Counts the FLOPs of both towers' forward and backward pass for one image and its texts, without the logits.
 
     Args:
       frozen: "vision" or "text" for a tower that is not trained: it has no backward pass and drops no patches.
+      max_patches: see `forward_flops`.
     """
-    image, text = forward_flops(options)
+    image, text = forward_flops(options, max_patches)
     if patch_dropout and "vision" not in frozen:
         image = _vit_flops(options, patch_dropout)
     passes = {tower: 1 if tower in frozen else BACKWARD for tower in ("vision", "text")}
     return float(passes["vision"] * image + passes["text"] * texts * text)
 
 
-def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
+def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0, max_patches: int = 0) -> int:
     image = options.image
     grid = image.size // image.patch
-    tokens = int((1 - patch_dropout) * grid**2) + image.has_class_token
+    tokens = int((1 - patch_dropout) * (max_patches or grid**2)) + image.has_class_token
     if image.stem == "conv":
         stem, side, channels = 0, image.size, 3
         while side > grid:
@@ -43,10 +55,14 @@ def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0) -> int:
             stem += conv_flops(side, side, 3, channels, out_channels)
             channels = out_channels
         stem += conv_flops(grid, grid, 1, channels, image.width)
+    elif image.stem == "hmlp":
+        hidden = image.width // 4
+        stem = conv_flops(4 * grid, 4 * grid, 4, 3, hidden) + conv_flops(2 * grid, 2 * grid, 2, hidden, hidden)
+        stem += conv_flops(grid, grid, 2, hidden, image.width)
     elif image.stem == "mbconv":
         stem = _mbconv_flops(image)
     else:
-        stem = conv_flops(grid, grid, image.patch, 3, image.width)
+        stem = dense_flops(max_patches or grid**2, 3 * image.patch**2, image.width)
     body = transformer_flops(tokens, image.width, image.depth, image.mlp_ratio, image.gated)
     pooled = options.embed_dim if image.pool == "query" else image.width
     head = _projection_flops(pooled, image.proj_hidden, options.embed_dim) if image.proj else 0

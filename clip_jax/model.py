@@ -16,6 +16,7 @@ from clip_jax.resnet import ResNetTower
 from clip_jax.text import TextTower
 from clip_jax.vision import VisionTower
 from nn_jax.layers import l2_normalize
+from nn_jax.patches import Patches
 from train_jax.errors import ConfigError
 
 MAX_SCALE = 100.0  # arXiv 2103.00020, section 2.5
@@ -59,12 +60,12 @@ class CLIP(nn.Module):
         return self.options.loss == "sigmoid"
 
     def encode_image(
-        self, images: Float[Array, "batch size size 3"], deterministic: bool = True
+        self, images: Float[Array, "batch size size 3"] | Patches, deterministic: bool = True
     ) -> Float[Array, "batch dim"]:
         """Encodes normalised images as float32 embeddings of unit norm."""
         return l2_normalize(self.vision(images, deterministic))
 
-    def project_image(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch dim"]:
+    def project_image(self, images: Float[Array, "batch size size 3"] | Patches) -> Float[Array, "batch dim"]:
         """Encodes normalised images as float32 embeddings that are not normalised to unit length."""
         return self.vision(images, True)
 

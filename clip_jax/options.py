@@ -10,13 +10,18 @@ from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
-MBCONV_STRIDE = 16  # pixels per position of the stem mbconv
+STEM_STRIDE = 16  # pixels per position of the stems mbconv and hmlp
 STRIDE = 32  # pixels per position of the last feature map of a ResNet or ConvNeXt
 # Options of towers that are no ViT, which has all but the layers.
 _OPTIONS = {
     "resnet": ("tower", "size", "width", "heads", "layers"),
     "convnext": ("tower", "size", "width", "layers", "proj_bias", "proj_hidden"),
 }
+# What a ViT of images of native aspect ratio must have.
+_NATIVE = {
+    "stem": ("patch",), "pool": ("map", "mean"), "rope": ("none",), "class_token": (False,), "learned_positions": (True,),
+    "drop_margin": (False,),
+}  # fmt: skip
 
 
 def _check_heads(width: int, heads: int, path: str) -> None:
@@ -31,7 +36,7 @@ class ImageOptions(Options):
     added = (
         "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated", "branch_norms", "key_bias",
         "class_token", "norm_after_pool", "proj_bias", "drop_margin", "proj_hidden", "stem_channels", "stem_layers",
-        "learned_positions",
+        "learned_positions", "native",
     )  # fmt: skip
 
     tower: str = option(
@@ -45,8 +50,9 @@ class ImageOptions(Options):
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
     stem: str = option(
         "patch",
-        "patch embedding, several early convolutions (arXiv 2106.14881), or two stages of inverted bottlenecks (ViTamin's)",
-        choices=("patch", "conv", "mbconv"),
+        "patch embedding, several early convolutions (arXiv 2106.14881), two stages of inverted bottlenecks (ViTamin's), or "
+        "three convolutions without overlap, with batch norms (hMLP, MobileCLIP-B's)",
+        choices=("patch", "conv", "mbconv", "hmlp"),
     )
     stem_channels: int = option(64, "channels of the first stage of the stem mbconv, half of the second's", least=1)
     stem_layers: tuple[int, ...] = option((2, 4), "number of blocks in both stages of the stem mbconv", least=1)
@@ -82,6 +88,17 @@ class ImageOptions(Options):
         False, "whether pixels right of and below the last whole patch are dropped; otherwise patch must divide size"
     )
 
+    native: bool = option(
+        False,
+        "whether images may keep their aspect ratio (NaFlex, arXiv 2502.14786): patches fill a budget, and positions of a "
+        "square of size are resized to each image's grid",
+    )
+
+    @property
+    def has_batch_norms(self) -> bool:
+        """Whether the tower has batch norms, with running statistics: those of a ResNet or of the stem hmlp."""
+        return self.tower == "resnet" or (self.tower == "vit" and self.stem == "hmlp")
+
     @property
     def has_class_token(self) -> bool:
         """Whether a class token precedes the patches."""
@@ -114,12 +131,21 @@ class ImageOptions(Options):
                     f"config.{path}.width = {self.width} must be a multiple of 4 * patch = {4 * self.patch} "
                     "with the conv stem"
                 )
-        stride = MBCONV_STRIDE
+        stride = STEM_STRIDE
+        if self.stem == "hmlp" and (self.patch != stride or self.size % stride or self.width % 4):
+            raise ConfigError(
+                f"config.{path}.stem = 'hmlp' needs patch = {stride}, a size that it divides and a width that 4 divides: "
+                f"they are {self.patch}, {self.size} and {self.width}"
+            )
         if self.stem == "mbconv" and (self.patch != stride or self.size % stride or len(self.stem_layers) != 2):
             raise ConfigError(
                 f"config.{path}.stem = 'mbconv' needs patch = {stride}, a size of a multiple of it and two stem_layers: "
                 f"they are {self.patch}, {self.size} and {self.stem_layers}"
             )
+        if self.native:
+            for name, allowed in _NATIVE.items():
+                if getattr(self, name) not in allowed:
+                    raise ConfigError(f"config.{path}.{name} = {getattr(self, name)!r} must be {allowed[0]!r} with native")
         if self.rope == "none" and (self.rope_offset or self.rope_grid):
             raise ConfigError(f"config.{path}.rope_offset and rope_grid have no meaning with config.{path}.rope = 'none'")
         if self.rope != "none" and self.width // self.heads % 4:
@@ -168,9 +194,9 @@ class TextOptions(Options):
     causal: bool = option(True, "whether attention is causal: tokens attend only to themselves and earlier tokens")
     pool: str = option(
         "eos",
-        "pooled token: the end token, the token with the largest id (OpenAI's rule), the last position, or a class token "
-        "after the text (CoCa's); or the mean over all tokens but pad_id",
-        choices=("eos", "argmax", "last", "cls", "mean"),
+        "pooled token: the end token, the token with the largest id (OpenAI's rule), the first or last position, or a class "
+        "token after the text (CoCa's); or the mean over all tokens but pad_id",
+        choices=("eos", "argmax", "first", "last", "cls", "mean"),
     )
     proj_bias: bool = option(False, "whether the final projection has a bias")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
@@ -191,6 +217,8 @@ class TextOptions(Options):
         _check_heads(self.width, self.heads, path)
         if self.pool == "last" and self.causal:
             raise ConfigError(f"config.{path}.pool = 'last' reads the padding: it needs config.{path}.causal = False")
+        if self.pool == "first" and self.causal:
+            raise ConfigError(f"config.{path}.pool = 'first' reads the first token: it needs config.{path}.causal = False")
         if self.pool in ("cls", "last") and self.pad_id >= 0:
             raise ConfigError(f"config.{path}.pad_id = {self.pad_id} must be -1 with config.{path}.pool = {self.pool!r}")
 

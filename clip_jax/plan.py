@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from clip_jax import flops, model
 from clip_jax.clip import compile_programs
+from clip_jax.example import make_preprocess
 from clip_jax.options import CLIPCompute
 from clip_jax.pretrained.checkpoint import abstract_variables
-from train_jax.data.images import Preprocess
 from train_jax.options import Options, option
 from train_jax.plan.program import Program, check_rows, place, rounded, trace_program
 
@@ -34,11 +34,11 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: EncodingOptions)
     check_rows(mesh, "encode.images", options.images)
     check_rows(mesh, "encode.texts", options.texts)
     module = build_module(config)
-    size, length = module.options.image.size, module.options.text.context_length
-    programs = compile_programs(module, Preprocess(size, **config.preprocess))
+    preprocess, length = make_preprocess(config.model, config.preprocess), module.options.text.context_length
+    programs = compile_programs(module, preprocess)
     weights = place(rounded(abstract_variables(module), module.compute.array_dtype), mesh, P())
-    image_flops, text_flops = flops.forward_flops(module.options)
-    images = jax.ShapeDtypeStruct((options.images, size, size, 3), jnp.uint8)
+    image_flops, text_flops = flops.forward_flops(module.options, preprocess.max_patches)
+    images = jax.ShapeDtypeStruct((options.images, *preprocess.shape), jnp.uint8)
     texts = jax.ShapeDtypeStruct((options.texts, length), jnp.int32)
     return [
         trace_program(

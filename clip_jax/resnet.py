@@ -16,7 +16,8 @@ from nn_jax.layers import add_parameter, with_axis_names
 from train_jax.compute import Compute
 
 
-def _batch_norm(name: str, dtype, deterministic: bool, scale: float = 1.0) -> nn.BatchNorm:
+def batch_norm(name: str, dtype, deterministic: bool, scale: float = 1.0) -> nn.BatchNorm:
+    """Makes a batch norm with PyTorch's options; `deterministic`: with the running statistics."""
     return nn.BatchNorm(
         use_running_average=deterministic,
         momentum=0.9,  # weight of the old value; equals PyTorch's momentum of 0.1, the weight of the new value
@@ -50,13 +51,13 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x, deterministic: bool):
         out_channels = 4 * self.width
-        y = nn.relu(_batch_norm("norm1", self.dtype, deterministic)(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
-        y = nn.relu(_batch_norm("norm2", self.dtype, deterministic)(_conv(self.width, 3, 1, self.dtype, "conv2")(y)))
+        y = nn.relu(batch_norm("norm1", self.dtype, deterministic)(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
+        y = nn.relu(batch_norm("norm2", self.dtype, deterministic)(_conv(self.width, 3, 1, self.dtype, "conv2")(y)))
         y = _conv(out_channels, 1, 1, self.dtype, "conv3")(_average_pool(y, self.stride))
-        y = _batch_norm("norm3", self.dtype, deterministic, 0.0)(y)  # initialised as the identity
+        y = batch_norm("norm3", self.dtype, deterministic, 0.0)(y)  # initialised as the identity
         if self.stride > 1 or x.shape[-1] != out_channels:
             x = _conv(out_channels, 1, 1, self.dtype, "shortcut")(_average_pool(x, self.stride))
-            x = _batch_norm("shortcut_norm", self.dtype, deterministic)(x)
+            x = batch_norm("shortcut_norm", self.dtype, deterministic)(x)
         return nn.relu(x + y)
 
 
@@ -101,7 +102,7 @@ class ResNetTower(nn.Module):
         x = images.astype(dtype)
         for index, (features, stride) in enumerate(((image.width // 2, 2), (image.width // 2, 1), (image.width, 1)), 1):
             x = _conv(features, 3, stride, dtype, f"conv{index}")(x)
-            x = nn.relu(_batch_norm(f"norm{index}", dtype, deterministic)(x))
+            x = nn.relu(batch_norm(f"norm{index}", dtype, deterministic)(x))
         x = _average_pool(x, 2)
         bottleneck = Bottleneck
         if self.compute.remat != "none":

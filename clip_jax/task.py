@@ -1,7 +1,7 @@
 """Training task of CLIP: initialisation, loss, examples, evaluators.
 
-Batches: `image` uint8 [B, size, size, 3], `text` int32 [B, length], `truncated` bool [B]; with `contrastive.negatives`,
-`negative` int32 [B, length].
+Batches: `image` uint8 [B, size, size, 3], or what `Preprocess.pack` makes of images of native aspect ratio; `text` int32
+[B, length], `truncated` bool [B]; with `contrastive.negatives`, `negative` int32 [B, length].
 """
 
 import dataclasses
@@ -16,14 +16,13 @@ from ml_collections import ConfigDict
 
 from clip_jax import evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
-from clip_jax.example import PairExample
+from clip_jax.example import PairExample, make_preprocess
 from clip_jax.loss import group_captions
 from clip_jax.options import CLIPCompute, CLIPOptions
 from clip_jax.towers import TOWERS, Towers
 from train_jax.config import adopt
-from train_jax.data import images
 from train_jax.data.captions import CaptionChoice
-from train_jax.data.images import CLIP_MEAN, CLIP_STD
+from train_jax.data.images import CLIP_MEAN, CLIP_STD, MODES, NATIVE
 from train_jax.data.options import AugmentOptions, PreprocessOptions, TokenizerOptions
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer, open_tokenizer
@@ -69,6 +68,14 @@ class ContrastiveOptions(Options):
 class NormalizeOptions(PreprocessOptions):
     """Options of image preprocessing: resizing, and normalisation by mean and standard deviation."""
 
+    added = ("max_patches",)
+
+    mode: str = option(
+        "crop", "center crop, squash of both sides, or native aspect ratio in whole patches", choices=(*MODES, NATIVE)
+    )
+    max_patches: int = option(
+        0, "largest number of patches of an image with mode = 'native'; 0: that of a square of model.image.size", least=0
+    )
     mean: tuple[float, ...] = option(CLIP_MEAN, "mean of each channel, for pixels in [0, 1]")
     std: tuple[float, ...] = option(CLIP_STD, "standard deviation of each channel, for pixels in [0, 1]", above=0)
 
@@ -93,12 +100,18 @@ class CLIPTaskOptions(Options):
     def check(self, path: str) -> None:
         if self.model.image.tower != "vit":
             self.require(self.patch_dropout == 0, path, "patch_dropout", f"0: a {self.model.image.tower} drops no patches")
-        if self.model.image.tower == "resnet":
+        if self.preprocess.mode == NATIVE:
+            self.require(self.model.image.native, path, "model.image.native", f"True with preprocess.mode = {NATIVE!r}")
+            self.require(self.patch_dropout == 0, path, "patch_dropout", f"0 with preprocess.mode = {NATIVE!r}")
+        else:
+            self.require(not self.preprocess.max_patches, path, "preprocess.max_patches", f"0 without mode = {NATIVE!r}")
+        if self.model.image.has_batch_norms:
+            name = "a resnet" if self.model.image.tower == "resnet" else "the stem hmlp"
             self.require(
                 self.compute.micro_batch == 0,
                 path,
                 "compute.micro_batch",
-                "0 with a resnet: batch norm takes its statistics from the whole batch",
+                f"0 with {name}: batch norm takes its statistics from the whole batch",
             )
         may_flip = not (self.augment.flip and self.contrastive.negatives)
         self.require(may_flip, path, "augment.flip", "False with contrastive.negatives: 'left of' would become 'right of'")
@@ -127,8 +140,8 @@ def complete(config: ConfigDict, stated: ConfigDict) -> None:
     architecture = CLIPOptions.parse(checkpoint.model, "model").identity()
     adopt(config.model, stated.get("model", {}), architecture, "model", free=("image.size",), example=_FINETUNE)
     fields = dataclasses.asdict(checkpoint.preprocess)
-    fields.pop("size")
-    adopt(config.preprocess, stated.get("preprocess", {}), fields, "preprocess", example=_FINETUNE)
+    fields = {name: value for name, value in fields.items() if name not in ("size", "patch")}
+    adopt(config.preprocess, stated.get("preprocess", {}), fields, "preprocess", ("max_patches",), example=_FINETUNE)
     if config.tokenizer != TokenizerOptions.defaults():
         raise ConfigError(
             "config.tokenizer with config.pretrained: the tokenizer comes with the checkpoint; leave it out. A config that "
@@ -153,7 +166,7 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
             "tokenizer pads, and -1: padding is attended to"
         )
     size = config.model.image.size
-    preprocess = images.Preprocess(size=size, **config.preprocess)
+    preprocess = make_preprocess(config.model, config.preprocess)
     module = model.build(
         config.model, tokenizer.vocab_size, tokenizer.eos_id, compute, config.dropout, config.patch_dropout
     )
@@ -201,7 +214,9 @@ def make(config: ConfigDict, workdir: Path | None) -> Task:
         ),
         artifacts={"tokenizer.json": tokenizer.to_json(), "preprocess.json": preprocess.to_json()},
         pretrained=weights if config.pretrained else None,
-        flops=flops.training_flops(module.options, config.patch_dropout, 1 + (contrastive.negatives > 0), frozen),
+        flops=flops.training_flops(
+            module.options, config.patch_dropout, 1 + (contrastive.negatives > 0), frozen, preprocess.max_patches
+        ),
     )
 
 

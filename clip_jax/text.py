@@ -62,6 +62,8 @@ class TextTower(nn.Module):
         if text.pool in ("last", "cls"):
             pooled = x[:, -1]
             x = x[:, : ids.shape[1]]
+        elif text.pool == "first":
+            pooled = x[:, 0]
         elif text.pool == "mean":
             pooled = jnp.mean(x, axis=1, where=(ids != text.pad_id)[:, :, None])
         else:

@@ -14,7 +14,6 @@ from clip_jax import buckets
 from clip_jax.options import CLIPCompute
 from clip_jax.text import find_ends
 from train_jax import sharding
-from train_jax.data import images
 from train_jax.data.images import Preprocess
 
 TOWERS = ("vision", "text")  # by the names of their parameters
@@ -38,13 +37,12 @@ class Towers:
     frozen: tuple[str, ...] = ()
 
     def encode_images(
-        self, variables: dict[str, Any], pixels: UInt8[Array, "n h w 3"], key: jax.Array
+        self, variables: dict[str, Any], pixels: UInt8[Array, "n ..."], key: jax.Array
     ) -> tuple[Float[Array, "n dim"], dict[str, Any]]:
-        """Computes the embeddings of images, and the updated variables other than the parameters."""
+        """Computes the embeddings of images (see `Preprocess.pack`), and the updated variables other than the parameters."""
 
         def encode(pixels, variables, key):
-            x = images.normalize(pixels, self.preprocess.mean, self.preprocess.std)
-            return self._apply("vision", "encode_image", x, variables, key)
+            return self._apply("vision", "encode_image", self.preprocess.normalize(pixels), variables, key)
 
         return _encode_microbatched(encode, pixels, variables, key, self.compute.micro_batch)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from clip_jax import model as model_lib
 from clip_jax.pretrained import Checkpoint, LoadError, open_checkpoint
+from nn_jax.patches import cut_patches
 from nn_jax.transformer import Block
 
 TEXTS = ("a photo of a cat.", "two dogs play with a red ball", "42")
@@ -45,13 +46,15 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         more = "" if image.rope == "none" else f", rotary positions ({image.rope})"
         more += ", gated MLPs" * image.gated + f", {image.branch_norms} norms in branches" * (image.branch_norms != "none")
-        more += ", stem of inverted bottlenecks" * (image.stem == "mbconv")
+        more += {"mbconv": ", stem of inverted bottlenecks", "hmlp": ", stem of three convolutions"}.get(image.stem, "")
+        more += ", any aspect ratio" * image.native
         more += "" if image.learned_positions else ", no learned positions"
         more += "" if image.key_bias else ", keys without bias"
         tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]
     text_pool = {
-        "eos": f"first token {module.eos_id}", "argmax": "largest id", "last": "last position", "cls": "class token",
+        "eos": f"first token {module.eos_id}", "argmax": "largest id",
+        "first": "first position", "last": "last position", "cls": "class token",
         "mean": "mean",
     }[text.pool]  # fmt: skip
     attention = "causal" if text.causal else "bidirectional"
@@ -65,7 +68,9 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         "activation": _describe_layers(options.activation, options.eps)
         + (f"; texts: {_describe_layers(*text_layers)}" if text_layers != (options.activation, options.eps) else ""),
         "loss": options.loss,
-        "preprocessing": f"{preprocess.mode} to {preprocess.size} px, {preprocess.interpolation}, "
+        "preprocessing": f"{preprocess.mode} to "
+        + (f"{preprocess.max_patches} patches" if preprocess.is_native else f"{preprocess.size} px")
+        + f", {preprocess.interpolation}, "
         f"mean {_join(preprocess.mean)}, std {_join(preprocess.std)}",
         "read from": checkpoint.files,
         "tokenizer": f"{type(tokenizer).__name__}, {tokenizer.vocab_size} tokens, rows of {text.context_length}",
@@ -120,11 +125,20 @@ def compare(path: str | Path) -> list[Difference]:
         return record
 
     for tower, part in (("image", peer.vision_model), ("text", peer.text_model)):
-        for layer in part.encoder.layers:
+        for layer in part.encoder.layer if hasattr(part.encoder, "layer") else part.encoder.layers:
             layer.register_forward_hook(hook(tower))
     with torch.no_grad():
-        images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
-        peer_output = peer(input_ids=torch.from_numpy(ids).long(), pixel_values=images)
+        if module.options.image.native:
+            patch = module.options.image.patch
+            patches, grids = torch.from_numpy(cut_patches(pixels, patch)), torch.full((len(pixels), 2), size // patch)
+            mask = torch.ones(patches.shape[:2])
+            images = {"pixel_values": patches, "pixel_attention_mask": mask, "spatial_shapes": grids}
+        else:
+            images = {"pixel_values": torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())}
+        texts = {"input_ids": torch.from_numpy(ids).long()}
+        if module.options.text.pad_id >= 0:
+            texts["attention_mask"] = (texts["input_ids"] != module.options.text.pad_id).long()
+        peer_output = peer(**texts, **images)
     differences, features = [], {}
     for tower, inputs in (("image", pixels), ("text", ids)):
         layers, features[tower] = _capture_layers(module, variables, tower, inputs)

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from clip_jax.hmlp import HMLPStem
 from clip_jax.mbconv import MBConvStem
 from clip_jax.options import CLIPOptions
 from clip_jax.projection import project
 from nn_jax.attention import Context, CrossAttention, attend
 from nn_jax.convolution import Conv
 from nn_jax.layers import ACTIVATIONS, Dense, add_parameter, group_norm, layer_norm, with_axis_names
+from nn_jax.patches import Patches, cut_patches
 from nn_jax.rotary import grid_angles, turns
 from nn_jax.transformer import Transformer
 from train_jax.compute import TransformerCompute
@@ -52,13 +54,15 @@ class MapHead(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch width"]:
+    def __call__(
+        self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"] | None = None
+    ) -> Float[Array, "batch width"]:
         std = self.width**-0.5
         probe = self.param(
             "probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width)
         )
         probe = jnp.broadcast_to(probe[None], (x.shape[0], 1, self.width))
-        y = CrossAttention(self.width, self.heads, self.width, self.dtype, name="attention")(probe, Context(x))[:, 0]
+        y = CrossAttention(self.width, self.heads, self.width, self.dtype, name="attention")(probe, Context(x, mask))[:, 0]
         z = layer_norm(self.eps, self.dtype, "norm")(y)
         z = Dense((self.mlp_dim,), ("embed", "mlp"), std, self.dtype, name="mlp_in")(z)
         z = ACTIVATIONS[self.activation](z)
@@ -100,15 +104,19 @@ class VisionTower(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch size size 3"], deterministic: bool = True, each_patch: bool = False
+        self, images: Float[Array, "batch size size 3"] | Patches, deterministic: bool = True, each_patch: bool = False
     ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch patches embed_dim"]:
         """Computes the features of images or, with `each_patch`, of all patches in row-major order.
 
         For patch features, tokens attend only to themselves in the last block, and each token is pooled separately
-        (arXiv 2112.01071, section 3.3).
+        (arXiv 2112.01071, section 3.3). Only a tower with the option `native` encodes `Patches`, not each of them.
         """
         image, dtype = self.options.image, self.compute.array_dtype
-        x, patches = self._embed_patches(images.astype(dtype), deterministic)
+        mask = None  # [batch, patches] of the patches that are not padding
+        if image.native:
+            x, mask = self._embed_native(images)
+        else:
+            x, patches = self._embed_patches(images.astype(dtype), deterministic)
         x = nn.with_logical_constraint(x, ("batch", None, None))
         if image.pre_norm:
             x = layer_norm(self.options.eps, dtype, "norm_pre")(x)
@@ -122,7 +130,8 @@ class VisionTower(nn.Module):
         attributes |= {"dropout": self.dropout, "attention_index": attention_index, **self.compute.transformer}
         attributes |= {"gated": image.gated, "branch_norms": image.branch_norms, "key_bias": image.key_bias}
         transformer = Transformer(image.width, image.depth, image.heads, **attributes, name="transformer")
-        x = self._pool(transformer(x, attentions, deterministic, rotation=rotation), each_patch)
+        block_mask = None if mask is None else mask[:, None, None]
+        x = self._pool(transformer(x, attentions, deterministic, block_mask, rotation=rotation), each_patch, mask)
         if not image.proj:
             return x
         return project(x, self.options.embed_dim, dtype, hidden=image.proj_hidden, bias=image.proj_bias)
@@ -136,6 +145,8 @@ class VisionTower(nn.Module):
         std = image.width**-0.5
         if image.stem == "conv":
             x = ConvStem(image.patch, image.width, dtype, name="stem")(x)
+        elif image.stem == "hmlp":
+            x = HMLPStem(image.width, self.options.activation, dtype, name="stem")(x, deterministic)
         elif image.stem == "mbconv":
             options = self.options.activation, self.options.eps, dtype
             x = MBConvStem(image.stem_channels, image.stem_layers, image.width, *options, name="stem")(x)
@@ -159,6 +170,27 @@ class VisionTower(nn.Module):
             x = jnp.concatenate([token, x], axis=1)
         return x, patches
 
+    def _embed_native(self, images):
+        """Embeds the patches of images of any aspect ratio, with positions resized to each grid; also returns their mask.
+
+        Squares have the positions of the table, and no mask.
+        """
+        image, std = self.options.image, self.options.image.width**-0.5
+        is_square = not isinstance(images, Patches)
+        pixels = cut_patches(images, image.patch) if is_square else images.pixels
+        axes = ("channels_in", "embed")
+        x = Dense((image.width,), axes, std, self.compute.array_dtype, bias=image.stem_bias, name="stem")(pixels)
+        side = image.size // image.patch
+        init = with_axis_names(nn.initializers.normal(std), "length", "embed")
+        positions = self.param("positions", init, (side * side, image.width))
+        if is_square:
+            return add_parameter(x, positions), None
+        grid = jnp.maximum(images.grid, 1)  # rows that pad a batch have no patches
+        places = jnp.arange(x.shape[1])
+        weights = position_weights(places, grid, side)
+        positions = jnp.einsum("bln,nd->bld", weights, positions, precision=jax.lax.Precision.HIGHEST)
+        return add_parameter(x, positions), places[None] < jnp.prod(grid, axis=1, keepdims=True)
+
     def _angles(self, patches: Int[Array, "#batch patches"]) -> Float[Array, "#batch tokens pairs"]:
         """Returns the angles of rotary embeddings of patches. A class token is not turned."""
         image, side = self.options.image, self.options.image.size // self.options.image.patch
@@ -166,7 +198,7 @@ class VisionTower(nn.Module):
         table = grid_angles((side, side), image.width // image.heads, stretch=(image.rope_grid or side) / side, **options)
         return jnp.pad(jnp.asarray(table)[patches], ((0, 0), (int(image.has_class_token), 0), (0, 0)))
 
-    def _pool(self, x, each_patch: bool):
+    def _pool(self, x, each_patch: bool, mask):
         image, eps, dtype = self.options.image, self.options.eps, self.compute.array_dtype
         norm = layer_norm(eps, dtype, "norm_post")
         first = int(image.has_class_token)
@@ -176,7 +208,10 @@ class VisionTower(nn.Module):
             x = x[:, first:]
             if each_patch:
                 return norm(x)
-            return norm(jnp.mean(x, axis=1)) if image.norm_after_pool else jnp.mean(norm(x), axis=1)
+            where = None if mask is None else mask[:, :, None]
+            if image.norm_after_pool:
+                return norm(jnp.mean(x, axis=1, where=where))
+            return jnp.mean(norm(x), axis=1, where=where)
         heads = image.pool_heads or image.heads
         if each_patch:  # each patch is pooled alone
             x = x[:, first:]
@@ -185,7 +220,7 @@ class VisionTower(nn.Module):
             pooled = norm(AttentionalPooler(heads, self.options.embed_dim, eps, dtype, name="head")(x))
         else:
             mlp_dim = round((image.pool_mlp_ratio or image.mlp_ratio) * image.width)
-            pooled = MapHead(image.width, heads, mlp_dim, self.options.activation, eps, dtype, name="head")(norm(x))
+            pooled = MapHead(image.width, heads, mlp_dim, self.options.activation, eps, dtype, name="head")(norm(x), mask)
         return pooled.reshape(-1, num_patches, pooled.shape[-1]) if each_patch else pooled
 
 
@@ -194,6 +229,26 @@ def sample_patches(shape: tuple[int, int], rate: float, key) -> Int[Array, "batc
     num_kept = max(1, int((1 - rate) * shape[1]))
     # Not `lax.top_k`, for which the partitioner gathers the noise of the whole batch on every device.
     return jnp.sort(jnp.argsort(jax.random.uniform(key, shape), axis=1)[:, :num_kept])
+
+
+def position_weights(
+    places: Int[Array, "places"], grid: Int[Array, "batch 2"], side: int
+) -> Float[Array, "batch places positions"]:
+    """Computes the weights of side x side positions for patches in row-major order of a grid of rows and columns.
+
+    Equal to antialiased bilinear interpolation by PyTorch, TensorFlow and JAX. Places outside the grid get some row's.
+    """
+    rows, columns = grid[:, :1, None], grid[:, 1:, None]  # [batch, 1, 1]
+    places, centres = places[None, :, None], jnp.arange(side)[None, None] + 0.5
+
+    def weigh(index, count):
+        distances = jnp.abs(centres - (index + 0.5) * side / count)
+        weights = jnp.maximum(1 - distances / jnp.maximum(side / count, 1), 0)
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    of_rows = weigh(jnp.minimum(places // columns, rows - 1), rows)
+    of_columns = weigh(places % columns, columns)
+    return (of_rows[..., None] * of_columns[..., None, :]).reshape(*of_rows.shape[:2], side * side)
 
 
 def resize_positions(

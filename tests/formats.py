@@ -83,13 +83,14 @@ FORMATS = (
     Format("clip/hf-clip", "transformers' CLIP"),
     Format("clip/hf-clip-legacy", "the same with `eos_token_id` 2", "hf:openai/clip-vit-base-patch32", "MIT"),
     Format("clip/hf-metaclip2", "transformers' MetaCLIP 2", "hf:facebook/metaclip-2-worldwide-huge-quickgelu"),
+    Format("clip/hf-chinese-clip", "transformers' Chinese-CLIP", "hf:OFA-Sys/chinese-clip-vit-base-patch16"),
     Format("clip/hf-siglip", "transformers' SigLIP", "hf:google/siglip-base-patch16-224", "Apache-2.0"),
     Format("clip/hf-siglip2", "transformers' SigLIP 2 of fixed size", "hf:google/siglip2-base-patch16-224", "Apache-2.0"),
+    Format("clip/hf-naflex", "transformers' SigLIP 2 of native aspect ratio", "hf:google/siglip2-base-patch16-naflex"),
     Format("clip/open-clip", "open_clip", "hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "MIT"),
     Format("clip/open-clip-quick", "open_clip, QuickGELU, `.bin`"),
     Format("clip/open-clip-custom", "open_clip, a text tower of its own"),
     Format("clip/open-clip-resnet", "open_clip, ResNet"),
-    Format("clip/open-clip-convnext", "open_clip, ConvNeXt of timm"),
     Format(
         "clip/open-clip-roberta", "open_clip, RoBERTa as text tower",
         "hf:laion/CLIP-ViT-B-32-roberta-base-laion2B-s12B-b32k", "MIT",
@@ -108,11 +109,13 @@ FORMATS = (
         "hf:laion/CLIP-ViT-B-32-xlm-roberta-base-laion5B-s13B-b90k",
     ),
     Format("clip/open-clip-siglip2", "open_clip, SigLIP of timm", "hf:timm/ViT-B-16-SigLIP"),
+    Format("clip/open-clip-mobile", "open_clip, MobileCLIP-B of timm", "hf:apple/MobileCLIP-B-OpenCLIP"),
     Format("clip/open-clip-vitamin", "open_clip, ViTamin of timm", "hf:jienengchen/ViTamin-S"),
     Format("clip/openai-vit/ViT-tiny.pt", "OpenAI's `.pt`, ViT", "ViT-B-32.pt of github.com/openai/CLIP", "MIT"),
     Format("clip/openai-resnet/RN-tiny.pt", "OpenAI's `.pt`, ResNet", "RN50.pt of github.com/openai/CLIP", "MIT"),
     Format("clip/long-clip/longclip-tiny.pt", "Long-CLIP's `.pt`"),
     Format("clip/big-vision", "big_vision's SigLIP, `.npz`"),
+    Format("clip/big-vision-naflex", "big_vision's SigLIP 2 of native aspect ratio, `.npz`"),
     Format("vqgan/diffusers", "diffusers' VQModel", "hf:CompVis/ldm-celebahq-256/vqvae", "Apache-2.0"),
     Format("vqgan/amused", "diffusers' VQModel of aMUSEd", "hf:amused/amused-256/vqvae", "openrail++"),
     Format("vqgan/kandinsky", "diffusers' MoVQ", "hf:kandinsky-community/kandinsky-2-1/movq", "Apache-2.0"),
@@ -193,6 +196,7 @@ class _Clip:
 
     def writers(self, folder: Path):
         yield "save_hf", lambda: clip_jax.save_hf(self.model, folder / "hf")
+        yield "save_open_clip", lambda: clip_jax.save_open_clip(self.model, folder / "open_clip")
 
 
 class _Vqgan:
@@ -344,6 +348,10 @@ def format_difference(name: str, value: float | int) -> str:
     return f"{name} {value if isinstance(value, int) else f'{value:.0e}'}"
 
 
+def _start(row: Format) -> str:
+    return f"| {row.name} | {row.example} | `{row.golden}` | "
+
+
 def make_line(row: Format) -> str:
     opened = _family(row)(row)
     measured = [
@@ -357,7 +365,7 @@ def make_line(row: Format) -> str:
 
 def main(words: tuple[str, ...]) -> None:
     text = FILE.read_text("utf-8") if words else ""
-    measured = {row: line for line in text.splitlines() for row in FORMATS if f" | `{row.golden}` | " in line}
+    measured = {row: line for line in text.splitlines() for row in FORMATS if line.startswith(_start(row))}
     lines = [f"| {' | '.join(TITLES)} |", f"|{' --- |' * len(TITLES)}"]
     for row in FORMATS:
         if row not in measured or row.golden.startswith(words):

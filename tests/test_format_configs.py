@@ -52,6 +52,9 @@ IRRELEVANT = {
     r"clip.*:config\.json:(text|vision)_config\.(projection_dim|bos_token_id|eos_token_id|pad_token_id)":
         "the model's projection_dim counts, and the tokenizer's files tell its tokens",
     r"clip.*:preprocessor_config\.json:do_convert_rgb": "images are always converted",
+    r"clip/hf-chinese-clip:preprocessor_config\.json:(do_center_crop|crop_size(\.\w+)?)": "a crop of a square's size",
+    r"clip/hf-chinese-clip:config\.json:text_config\.(type_vocab_size|use_cache)":
+        "all tokens are of the first type; a cache is of decoders",
     r"clip.*:open_clip_config\.json:model_cfg\.(vision|text|multimodal)_cfg\.(timm|hf|attn_pooler)_\w+":
         "of parts that the model has not",
     r"clip.*:open_clip_config\.json:model_cfg\.\w+\.(output_tokens|pad_id|eos_id|tokenizer_kwargs|final_ln_after_pool)":

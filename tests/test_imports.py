@@ -28,8 +28,8 @@ LAYERS = {
     "layers": "nn_jax train_jax.errors train_jax.installation train_jax.options train_jax.paths",
     "computation": "train_jax.compute",
     "networks and losses": """
-        clip_jax.convnext clip_jax.loss clip_jax.mbconv clip_jax.model clip_jax.options clip_jax.projection clip_jax.resnet
-        clip_jax.text clip_jax.vision
+        clip_jax.convnext clip_jax.hmlp clip_jax.loss clip_jax.mbconv clip_jax.model clip_jax.options clip_jax.projection
+        clip_jax.resnet clip_jax.text clip_jax.vision
         dalle_jax.unclip.context dalle_jax.unclip.diffusion dalle_jax.unclip.options dalle_jax.unclip.prior_networks
         dalle_jax.unclip.samplers dalle_jax.unclip.timestep dalle_jax.unclip.unet
         vqgan_jax.averaging vqgan_jax.codebook vqgan_jax.discriminator vqgan_jax.dvae vqgan_jax.loss vqgan_jax.metrics

@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,14 @@ class Computation:
 
     Attributes:
       name: name of the results, such as "codes": of the files, of the group of options that has their `dir`, in messages.
-      encode: function from images uint8 [n, size, size, 3], n <= BATCH, to arrays [n, *shape].
+      encode: function from n preprocessed images, uint8 [height, width, 3], n <= BATCH, to arrays [n, *shape].
       shape, dtype: of the result of one image, as it is stored.
       preprocess: preprocessing of the images.
       model: what identifies the function, such as a fingerprint; JSON can express it.
     """
 
     name: str
-    encode: Callable[[np.ndarray], np.ndarray]
+    encode: Callable[[Sequence[np.ndarray]], np.ndarray]
     shape: tuple[int, ...]
     dtype: DTypeLike
     preprocess: Preprocess
@@ -181,7 +181,7 @@ def _encode_records(computation: Computation, source: Source, start: int, stop: 
                 log.warning("%s: %s", source.name, error)
         if rows:
             crc[rows] = ~crc[rows]
-            arrays[rows] = computation.encode(np.stack(images))
+            arrays[rows] = computation.encode(images)
     return arrays, crc
 
 

@@ -5,7 +5,7 @@
 The file name contains a hash of the tokenizer's weights, the collection and the transforms; a JSON file lists all three.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,8 @@ def with_codes(
     preprocess = Preprocess(size or vq.size)
     side, dtype = preprocess.size // vq.factor, np.min_scalar_type(vq.num_codes - 1)
 
-    def encode(images: UInt8[np.ndarray, "n H W 3"]) -> Integer[np.ndarray, "n v h w"]:
+    def encode(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> Integer[np.ndarray, "n v h w"]:
+        images = np.stack(images)
         views = [images, images[:, :, ::-1]] if flip else [images]
         return np.stack([vq.encode(view, batch_size=precompute.BATCH) for view in views], axis=1)
 

@@ -33,9 +33,10 @@ _HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
 _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
-    "checkpoints/), Hugging Face directories of CLIP, MetaCLIP 2 and SigLIP (config.json with a model_type), open_clip "
-    f"directories ({open_clip.CONFIG}), weight files inside either directory, .pt files of OpenAI and Long-CLIP, .npz files "
-    "of big_vision, .safetensors files of clip_jax.save, hf:org/name, and short names (clip-jax models)"
+    "checkpoints/), Hugging Face directories of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP and SigLIP 2 (config.json with a "
+    f"model_type), open_clip directories ({open_clip.CONFIG}), weight files inside either directory, .pt files of OpenAI "
+    "and Long-CLIP, .npz files of big_vision, .safetensors files of clip_jax.save, hf:org/name, and short names "
+    "(clip-jax models)"
 )
 
 
@@ -83,7 +84,7 @@ def _open_file(path: Path) -> Checkpoint | None:
     if checkpoint := single_file.open_file(path):
         return checkpoint
     tensors = open_tensors(path)
-    if holds(tensors, hugging_face.ANCHOR):
+    if any(holds(tensors, anchor) for anchor in hugging_face.ANCHORS):
         return hugging_face.open_directory(path.parent, path)
     if not any(holds(tensors, anchor) for anchor in (openai.ANCHOR, *timm.ANCHORS)):
         raise LoadError(f"{path} holds no CLIP: neither {openai.ANCHOR} nor {hugging_face.ANCHOR} is among its tensors")

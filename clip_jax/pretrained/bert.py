@@ -1,7 +1,8 @@
-"""Text towers of transformers in open_clip directories: RoBERTa (arXiv 1907.11692) and XLM-RoBERTa (arXiv 1911.02116).
+"""Text towers with the names of transformers' BERT: in open_clip directories RoBERTa (arXiv 1907.11692) and XLM-RoBERTa
+(arXiv 1911.02116), in transformers' Chinese-CLIP BERT itself.
 
-The file of open_clip only names a model, whose sizes are those of its published configuration. Its positions count from the
-token after the padding's id, and all its tokens have the first type; both are part of our positions.
+The file of open_clip only names a model, whose sizes are those of its published configuration. RoBERTa's positions count
+from the token after the padding's id, and all tokens have the first type; both are part of our positions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,8 @@ MODELS = {
     "xlm-roberta-large": (1024, 24, 16, 4096, 250002),
 }
 IGNORED = (r"^transformer\.embeddings\.position_ids$",)
-_PAD_ID = 1
-_EMBEDDINGS = "transformer.embeddings"
-_POSITIONS, _TYPES = (f"{_EMBEDDINGS}.{name}_embeddings.weight" for name in ("position", "token_type"))
+_PAD_ID = 1  # of RoBERTa
+_PREFIX = "transformer"  # of names in open_clip
 
 
 def convert_options(text: Mapping, embed_dim: int, file: Path) -> dict:
@@ -59,27 +59,36 @@ def convert_options(text: Mapping, embed_dim: int, file: Path) -> dict:
     }
 
 
-def fold_positions(tensors: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
-    """Replaces the embeddings of positions and types by one of `length` positions, which `list_entries` names."""
-    if not {_POSITIONS, _TYPES} <= tensors.keys():
+def fold_positions(
+    tensors: Mapping[str, Tensor], length: int, prefix: str = _PREFIX, first: int = _PAD_ID + 1
+) -> dict[str, Tensor]:
+    """Replaces the embeddings of positions and types by one of `length` positions, which `list_entries` names.
+
+    Args:
+      first: row of the first token's position.
+    """
+    positions_name, types_name = (f"{prefix}.embeddings.{name}_embeddings.weight" for name in ("position", "token_type"))
+    if not {positions_name, types_name} <= tensors.keys():
         return dict(tensors)  # the table names what is missing
-    positions, types = tensors[_POSITIONS], tensors[_TYPES]
-    first = _PAD_ID + 1
+    positions, types = tensors[positions_name], tensors[types_name]
 
     def load() -> np.ndarray:
         return np.asarray(positions, np.float32)[first : first + length] + np.asarray(types, np.float32)[:1]
 
-    others = {name: tensor for name, tensor in tensors.items() if name != _TYPES}
-    return others | {_POSITIONS: Tensor((min(length, positions.shape[0] - first), positions.shape[1]), load)}
+    others = {name: tensor for name, tensor in tensors.items() if name != types_name}
+    return others | {positions_name: Tensor((min(length, positions.shape[0] - first), positions.shape[1]), load)}
 
 
-def list_entries(text: Mapping) -> Iterator[Entry]:
-    """Lists the parameters of a text tower with their names in open_clip. `text` has the options of `TextOptions`."""
-    yield Entry("text/tokens", (f"{_EMBEDDINGS}.word_embeddings.weight",))
-    yield Entry("text/positions", (_POSITIONS,))
-    yield from norm_entries("text/norm_pre", f"{_EMBEDDINGS}.LayerNorm")
+def list_entries(text: Mapping, prefix: str = _PREFIX, projection: str = "proj") -> Iterator[Entry]:
+    """Lists the parameters of a text tower with their names in open_clip, or with others of the `prefix` and `projection`.
+
+    `text` has the options of `TextOptions`.
+    """
+    yield Entry("text/tokens", (f"{prefix}.embeddings.word_embeddings.weight",))
+    yield Entry("text/positions", (f"{prefix}.embeddings.position_embeddings.weight",))
+    yield from norm_entries("text/norm_pre", f"{prefix}.embeddings.LayerNorm")
     for index in range(text["depth"]):
-        ours, theirs = f"text/transformer/block_{index}", f"transformer.encoder.layer.{index}"
+        ours, theirs = f"text/transformer/block_{index}", f"{prefix}.encoder.layer.{index}"
         qkv = [f"{theirs}.attention.self.{name}" for name in ("query", "key", "value")]
         yield Entry(f"{ours}/attention/qkv/kernel", tuple(f"{part}.weight" for part in qkv), "qkv", text["heads"])
         yield Entry(f"{ours}/attention/qkv/bias", tuple(f"{part}.bias" for part in qkv), "qkv_bias", text["heads"])
@@ -89,5 +98,6 @@ def list_entries(text: Mapping) -> Iterator[Entry]:
         yield from linear_entries(f"{ours}/mlp_out", f"{theirs}.output.dense")
         yield from norm_entries(f"{ours}/norm2", f"{theirs}.output.LayerNorm")
     if text.get("proj_hidden"):
-        yield from linear_entries("text/proj_hidden", "proj.0", bias=False)
-    yield from linear_entries("text/proj", "proj.2" if text.get("proj_hidden") else "proj", bias=False)
+        yield from linear_entries("text/proj_hidden", f"{projection}.0", bias=False)
+        projection = f"{projection}.2"
+    yield from linear_entries("text/proj", projection, bias=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clip_jax.pretrained.checkpoint import Checkpoint
 from clip_jax.pretrained.hugging_face import open_tokenizer
-from train_jax.data.images import Preprocess
+from train_jax.data.images import NATIVE, Preprocess
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer
 from train_jax.weights.tensors import Tensor, open_tensors
@@ -25,11 +25,18 @@ def open_file(path: Path) -> Checkpoint:
         kind="big_vision",
         model=model,
         tokenizer=open_tokenizer(path.parent, model),
-        # `resize(size)|value_range(-1, 1)`, as in big_vision's demos and evaluations of SigLIP
-        preprocess=Preprocess(model["image"]["size"], "squash", "bilinear_aliased", _HALF, _HALF),
+        preprocess=_make_preprocess(model["image"]),
         read=lambda: (from_peer(tensors, list_entries(model), source), source),
         files=f"{path.name} (activation and preprocessing: big_vision's)",
     )
+
+
+def _make_preprocess(image: Mapping) -> Preprocess:
+    """Makes the preprocessing of big_vision's demos and evaluations of SigLIP."""
+    if image.get("native"):  # `resize_to_sequence(patch, max_patches)`, which is antialiased
+        max_patches = (image["size"] // image["patch"]) ** 2
+        return Preprocess(image["size"], NATIVE, "bilinear", _HALF, _HALF, image["patch"], max_patches)
+    return Preprocess(image["size"], "squash", "bilinear_aliased", _HALF, _HALF)  # `resize(size)`
 
 
 def _unroll_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,7 +58,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
     """Infers the model options from tensor shapes.
 
     Layer norms have big_vision's eps of 1e-6, MLPs the tanh approximation of GELU. Raises LoadError if the tensors are
-    not those of a SigLIP with fixed image size.
+    not those of a SigLIP.
     """
     required = (
         "params/img/embedding/kernel",
@@ -64,12 +71,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
     if missing:
         raise LoadError(f"{source} is not a SigLIP of big_vision: it has no {missing[0]}")
     stem, positions = tensors["params/img/embedding/kernel"].shape, tensors["params/img/pos_embedding"].shape
-    if len(stem) == 2:
-        raise LoadError(f"{source}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
-    if len(stem) != 4 or stem[0] != stem[1] or len(positions) != 3 or math.isqrt(positions[1]) ** 2 != positions[1]:
-        raise LoadError(
-            f"{source}: patches {list(stem)} and positions {list(positions)} are not those of square images"
-        )
+    patch, grid = _infer_grid(stem, positions, source)
 
     def tower(block: str, width: int) -> dict:
         blocks = {int(m[1]) for name in tensors if (m := re.match(rf"^params/{block}_(\d+)/", name))}
@@ -79,7 +81,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
         hidden = tensors[f"params/{block}_0/MlpBlock_0/Dense_0/kernel"]
         return {"width": width, "depth": len(blocks), "heads": query.shape[1], "mlp_ratio": hidden.shape[1] / width}
 
-    patch, width, grid = stem[0], stem[-1], math.isqrt(positions[1])
+    width = stem[-1]
     rows, text_width = tensors["params/txt/Embed_0/embedding"].shape
     return {
         "embed_dim": tensors["params/txt/head/kernel"].shape[1],
@@ -91,6 +93,7 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
             "pool": "map",
             "pre_norm": False,
             "proj": False,
+            **({"native": True} if len(stem) == 2 else {}),
         },
         "text": {
             **tower("txt/Encoder_0/encoderblock", text_width),
@@ -106,12 +109,27 @@ def infer_options(tensors: Mapping[str, Tensor], source: str) -> dict:
     }
 
 
+def _infer_grid(stem: tuple[int, ...], positions: tuple[int, ...], source: str) -> tuple[int, int]:
+    """Infers the sides of a patch and of the grid of positions: [1, places, width], or [rows, columns, width] of NaFlex."""
+    if len(stem) == 2 and len(positions) == 3:
+        patch, sides = math.isqrt(stem[0] // 3), positions[:2]
+        is_square = 3 * patch * patch == stem[0] and sides[0] == sides[1]
+    elif len(stem) == 4 and len(positions) == 3:
+        patch, sides = stem[0], (math.isqrt(positions[1]),)
+        is_square = stem[0] == stem[1] and sides[0] ** 2 == positions[1]
+    else:
+        is_square = False
+    if not is_square:
+        raise LoadError(f"{source}: patches {list(stem)} and positions {list(positions)} are not those of a square grid")
+    return patch, sides[0]
+
+
 def list_entries(model: Mapping) -> list[Entry]:
     """Lists the parameters of a model with their names in big_vision. `model` has the options of `CLIPOptions`."""
     head = "params/img/MAPHead_0"
     return [
         *_layer_entries("vision/stem", "params/img/embedding"),
-        Entry("vision/positions", ("params/img/pos_embedding",), "rows"),
+        Entry("vision/positions", ("params/img/pos_embedding",), "grid" if model["image"].get("native") else "rows"),
         *_block_entries("vision", "params/img/Transformer", model["image"]["depth"]),
         *_layer_entries("vision/norm_post", "params/img/Transformer/encoder_norm", "scale"),
         Entry("vision/head/probe", (f"{head}/probe",), "row"),

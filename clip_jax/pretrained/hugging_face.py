@@ -1,12 +1,14 @@
-"""Hugging Face directories of CLIP, MetaCLIP 2 and SigLIP, in the format of `transformers`.
+"""Hugging Face directories of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP and SigLIP 2, in the format of `transformers`.
 
 Files: config.json, model.safetensors (or pytorch_model.bin, or shards with an index), tokenizer files,
 preprocessor_config.json
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from clip_jax.pretrained import bert
 from clip_jax.pretrained.checkpoint import Checkpoint, join_towers
 from clip_jax.pretrained.image_processor import FILES, open_preprocess
 from clip_jax.pretrained.json_files import read_json, read_section
@@ -23,15 +25,19 @@ ACTIVATIONS = {
 }  # fmt: skip
 LEGACY_EOS = 2  # eos_token_id of older CLIP configs, for which transformers pools at the largest id
 # Supported values of `model_type`, with the options of their tokenizers.
-KINDS = {"clip": {}, "metaclip_2": {"is_padded": True, "clean": "none"}, "siglip": {}}
+_UNCLEANED = {"is_padded": True, "clean": "none"}
+KINDS = {"clip": {}, "metaclip_2": _UNCLEANED, "chinese_clip": _UNCLEANED, "siglip": {}, "siglip2": {}}
 _HALVES = {
     f"{kind}_{half}_model": f"its {other}"
     for kind in KINDS
     for half, other in (("text", "image"), ("vision", "text"))
 }
 IGNORED = (r"embeddings\.position_ids$",)
+_CHINESE_CONTEXT = 52  # of Chinese-CLIP's training (arXiv 2211.01335); its BERT has more positions
 _WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "pytorch_model.fp16.bin")
-ANCHOR = "text_model.embeddings.token_embedding.weight"  # present in every CLIP and SigLIP; identifies the format
+# One of these is present in every CLIP and SigLIP; identifies the format.
+ANCHOR, BERT_ANCHOR = (f"text_model.embeddings.{name}.weight" for name in ("token_embedding", "word_embeddings"))
+ANCHORS = (ANCHOR, BERT_ANCHOR)
 
 
 def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None:
@@ -46,22 +52,23 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     if weights is None and ("model_type" not in config or "task" in config):
         return None
     kind = config.get("model_type")
-    if kind == "siglip2":
-        raise LoadError(f"{file}: SigLIP 2 of variable resolution (NaFlex) is not supported; its fixed sizes are")
     if kind in _HALVES:
         raise LoadError(f"{file}: model_type {kind!r} is half a CLIP, without {_HALVES[kind]} tower; load the whole model")
     if kind not in KINDS or "vision_config" not in config or "text_config" not in config:
         raise LoadError(f"{file}: model_type {kind!r} is no complete model of these: {', '.join(KINDS)}")
     config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}
-    is_siglip = kind == "siglip"
+    is_siglip, is_chinese = kind in ("siglip", "siglip2"), kind == "chinese_clip"
     model = convert_siglip_options(config, file) if is_siglip else convert_clip_options(config, file)
-    table = list_siglip_entries if is_siglip else list_clip_entries
+    table = list_siglip_entries if is_siglip else list_chinese_clip_entries if is_chinese else list_clip_entries
     files = [weights] if weights else find_weight_files(path)
     if not files:
         raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
-    source = str(weights or path)
-    tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, ANCHOR, source)
-    preprocess = open_preprocess(path, model["image"]["size"], "Siglip" if is_siglip else "CLIP")
+    source, anchor = str(weights or path), BERT_ANCHOR if is_chinese else ANCHOR
+    tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, anchor, source)
+    if is_chinese:
+        tensors = bert.fold_positions(tensors, model["text"]["context_length"], "text_model", first=0)
+    family, patch = (kind.capitalize(), model["image"]["patch"] * (kind == "siglip2")) if is_siglip else ("CLIP", 0)
+    preprocess = open_preprocess(path, model["image"]["size"], family, patch)
     if preprocess is None:
         raise LoadError(f"{path}: {' or '.join(FILES)} is missing, which says how images are preprocessed")
     return Checkpoint(
@@ -120,9 +127,10 @@ def _convert_image_size(config: Mapping, file: Path) -> dict:
 def _read_section(config: Mapping, name: str, file: Path) -> dict:
     """Reads `text_config` or `vision_config`. In older CLIP files, `NAME_dict` and its defaults override it."""
     part, override = read_section(config, name, file), config.get(f"{name}_dict")
-    if override is None or config["model_type"] == "siglip":
+    if override is None or config["model_type"].startswith("siglip"):
         return part
-    return part | (_CLIP_TEXT if name == "text_config" else _CLIP_IMAGE) | read_section(config, f"{name}_dict", file)
+    text_defaults = _CHINESE_TEXT if config["model_type"] == "chinese_clip" else _CLIP_TEXT
+    return part | (text_defaults if name == "text_config" else _CLIP_IMAGE) | read_section(config, f"{name}_dict", file)
 
 
 _CLIP = {"num_attention_heads": 8, "num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -131,6 +139,11 @@ _CLIP_TEXT = _CLIP | {
 }  # fmt: skip
 _CLIP_IMAGE = _CLIP | {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "image_size": 224, "patch_size": 32,
+}  # fmt: skip
+_CHINESE_TEXT = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12, "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "vocab_size": 30522, "pad_token_id": 0,
+    "position_embedding_type": "absolute",
 }  # fmt: skip
 _SIGLIP = {
     "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12,
@@ -141,12 +154,16 @@ _SIGLIP_IMAGE = _SIGLIP | {"image_size": 224, "patch_size": 16}
 
 
 def convert_clip_options(config: Mapping, file: Path) -> dict:
-    """Converts the config of a CLIPModel or MetaClip2Model to the options of `CLIPOptions`."""
-    text, image = _CLIP_TEXT | config["text_config"], _CLIP_IMAGE | config["vision_config"]
+    """Converts the config of a CLIPModel, MetaClip2Model or ChineseCLIPModel to the options of `CLIPOptions`."""
+    text, image = config["text_config"], _CLIP_IMAGE | config["vision_config"]
     image = {
         **_convert_tower(image, file, _CLIP_IMAGE), **_convert_image_size(image, file), "pool": "cls", "pre_norm": True
     }  # fmt: skip
-    text = _convert_clip_text_options(text, file) | ({"pool": "eos"} if config["model_type"] == "metaclip_2" else {})
+    if config["model_type"] == "chinese_clip":
+        text = _convert_bert_options(_CHINESE_TEXT | text, file)
+    else:
+        is_eos = config["model_type"] == "metaclip_2"
+        text = _convert_clip_text_options(_CLIP_TEXT | text, file) | ({"pool": "eos"} if is_eos else {})
     return join_towers(image, text, embed_dim=config.get("projection_dim", 512), loss="softmax")
 
 
@@ -166,9 +183,32 @@ def _convert_clip_text_options(text: Mapping, file: Path) -> dict:
     }
 
 
+def _convert_bert_options(text: Mapping, file: Path) -> dict:
+    if text["position_embedding_type"] != "absolute":
+        raise LoadError(
+            f"{file}: position_embedding_type = {text['position_embedding_type']!r} is not supported; supported: absolute"
+        )
+    return {
+        **_convert_tower(text, file, _CHINESE_TEXT),
+        "context_length": min(text["max_position_embeddings"], _CHINESE_CONTEXT),
+        "vocab_size": text["vocab_size"],
+        "causal": False,
+        "pool": "first",
+        "pad_id": text["pad_token_id"],
+        "branch_norms": "post",
+    }
+
+
 def convert_siglip_options(config: Mapping, file: Path) -> dict:
-    """Converts the config of a SiglipModel to the options of `CLIPOptions`."""
+    """Converts the config of a SiglipModel or Siglip2Model to the options of `CLIPOptions`."""
     text, image = _SIGLIP_TEXT | config["text_config"], _SIGLIP_IMAGE | config["vision_config"]
+    is_native = config["model_type"] == "siglip2"
+    if is_native:
+        num_patches = image.get("num_patches", 256)
+        side = math.isqrt(num_patches)
+        if side * side != num_patches:
+            raise LoadError(f"{file}: vision_config.num_patches = {num_patches!r}; it must be a square number")
+        image["image_size"] = side * image["patch_size"]
     if not image.get("vision_use_head", True):
         raise LoadError(f"{file}: a SigLIP without its pooling head (vision_use_head = false) has no embeddings")
     embed_dim = text.get("projection_size") or text["hidden_size"]
@@ -179,6 +219,7 @@ def convert_siglip_options(config: Mapping, file: Path) -> dict:
         "pool": "map",
         "pre_norm": False,
         "proj": False,
+        **({"native": True} if is_native else {}),
     }
     text = {
         **_convert_tower(text, file, _SIGLIP_TEXT),
@@ -211,6 +252,15 @@ def _block_entries(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
 
 def list_clip_entries(model: Mapping) -> list[Entry]:
     """Lists the parameters of a CLIP with their names in CLIPModel. `model` has the options of `CLIPOptions`."""
+    return [*_list_clip_image_entries(model), *list_clip_text_entries(model)]
+
+
+def list_chinese_clip_entries(model: Mapping) -> list[Entry]:
+    """Lists the parameters of a CLIP with their names in ChineseCLIPModel. `model` has the options of `CLIPOptions`."""
+    return [*_list_clip_image_entries(model), *bert.list_entries(model["text"], "text_model", "text_projection")]
+
+
+def _list_clip_image_entries(model: Mapping) -> list[Entry]:
     return [
         Entry("vision/stem/kernel", ("vision_model.embeddings.patch_embedding.weight",), "conv"),
         Entry("vision/cls", ("vision_model.embeddings.class_embedding",)),
@@ -219,7 +269,6 @@ def list_clip_entries(model: Mapping) -> list[Entry]:
         *_block_entries("vision", "vision_model", model["image"]),
         *norm_entries("vision/norm_post", "vision_model.post_layernorm"),
         Entry("vision/proj/kernel", ("visual_projection.weight",), "linear"),
-        *list_clip_text_entries(model),
         Entry("logit_scale", ("logit_scale",), "scalar"),
     ]
 
@@ -236,10 +285,14 @@ def list_clip_text_entries(model: Mapping) -> list[Entry]:
 
 
 def list_siglip_entries(model: Mapping) -> list[Entry]:
-    """Lists the parameters of a SigLIP with their names in SiglipModel. `model` has the options of `CLIPOptions`."""
+    """Lists the parameters of a SigLIP with their names in SiglipModel, or of a SigLIP 2 in Siglip2Model.
+
+    `model` has the options of `CLIPOptions`.
+    """
     heads, head = model["image"]["heads"], "vision_model.head"
+    stem = "linear" if model["image"].get("native") else "conv"
     return [
-        *linear_entries("vision/stem", "vision_model.embeddings.patch_embedding", "conv"),
+        *linear_entries("vision/stem", "vision_model.embeddings.patch_embedding", stem),
         Entry("vision/positions", ("vision_model.embeddings.position_embedding.weight",)),
         *_block_entries("vision", "vision_model", model["image"]),
         *norm_entries("vision/norm_post", "vision_model.post_layernorm"),
@@ -263,12 +316,16 @@ def list_siglip_entries(model: Mapping) -> list[Entry]:
 
 
 def open_matching_tokenizer(path: Path, text_config: Mapping, model: Mapping, **options) -> AnyTokenizer:
-    """Opens the tokenizer in a directory. Raises LoadError also if its end token is not that of the text tower."""
+    """Opens the tokenizer in a directory. Raises LoadError also if its special tokens are not the text tower's."""
     tokenizer = open_tokenizer(path, model, **options)
     eos_id = text_config.get("eos_token_id", _CLIP_TEXT["eos_token_id"])
     if model["text"].get("pool") == "eos" and tokenizer.eos_id != eos_id:
         raise LoadError(
             f"{path}: the tokenizer's end token is {tokenizer.eos_id}, but eos_token_id is {eos_id} in config.json"
+        )
+    if model["text"].get("pad_id", tokenizer.pad_id) != tokenizer.pad_id:
+        raise LoadError(
+            f"{path}: the tokenizer pads with {tokenizer.pad_id}, but config.json has pad_token_id {model['text']['pad_id']}"
         )
     return tokenizer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from clip_jax.pretrained.json_files import read_json
-from train_jax.data.images import CLIP_MEAN, CLIP_STD, Preprocess
+from train_jax.data.images import CLIP_MEAN, CLIP_STD, NATIVE, Preprocess
 from train_jax.errors import LoadError
 
 FILES = ("preprocessor_config.json", "processor_config.json")
@@ -26,15 +26,17 @@ _SHARED = {
 _DEFAULTS = {
     "CLIP": {"size": {"shortest_edge": 224}, "do_center_crop": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD},
     "Siglip": {"size": _SQUARE, "do_center_crop": False, "image_mean": _HALF, "image_std": _HALF},
+    "Siglip2": {"resample": 2, "image_mean": _HALF, "image_std": _HALF, "patch_size": 16, "max_num_patches": 256},
 }
 
 
-def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess | None:
+def open_preprocess(path: Path, size: int, family: str = "CLIP", patch: int = 0) -> Preprocess | None:
     """Reads the image preprocessing of a directory. Returns None if the directory has no preprocessing file.
 
     Args:
       size: side of the model's images, in pixels.
-      family: "CLIP" or "Siglip"; its processor is the default if the file names no processor.
+      family: "CLIP", "Siglip" or "Siglip2"; its processor is the default if the file names no processor.
+      patch: side of the patches of a model of native aspect ratio, which has a Siglip2ImageProcessor; 0: other models.
 
     Options have the meaning and defaults of transformers. Raises LoadError, which names the option, if an option is
     unknown or yields images of another size.
@@ -47,9 +49,10 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
         raise LoadError(f"{file}: {option} = {config.get(option)!r} is not supported: {reason}")
 
     processor = config.get("image_processor_type") or config.get("feature_extractor_type") or f"{family}ImageProcessor"
-    match = re.fullmatch(r"(CLIP|Siglip)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(processor))
-    if match is None:
-        raise LoadError(f"{file}: {processor} is not known; CLIPImageProcessor and SiglipImageProcessor are")
+    match = re.fullmatch(r"(?:Chinese)?(CLIP|Siglip2?)(ImageProcessor|FeatureExtractor)(Fast|Pil)?", str(processor))
+    if match is None or (match[1] == "Siglip2") != (patch > 0):
+        allowed = "Siglip2ImageProcessor is" if patch else "those of CLIP, Chinese-CLIP and SigLIP are"
+        raise LoadError(f"{file}: {processor} is not known for this model; {allowed}")
     config = _SHARED | _DEFAULTS[match[1]] | config
     unknown = [
         name for name, value in config.items() if name.startswith("do_") and value and name not in _SUPPORTED_STEPS
@@ -58,6 +61,14 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
         raise_unsupported(unknown[0], f"supported are {', '.join(_SUPPORTED_STEPS)}")
     if not config["do_resize"]:
         raise_unsupported("do_resize", f"the model's images are {size} x {size} pixels")
+    if config["resample"] not in RESAMPLE:
+        raise_unsupported("resample", f"it must be one of {RESAMPLE}")
+    mean, std = _compute_statistics(config, raise_unsupported)
+    if patch:
+        if config["patch_size"] != patch or config.get("do_center_crop"):
+            option = "patch_size" if config["patch_size"] != patch else "do_center_crop"
+            raise_unsupported(option, f"the model's images are of any size in patches of {patch} pixels")
+        return Preprocess(size, NATIVE, RESAMPLE[config["resample"]], mean, std, patch, config["max_num_patches"])
     sides, crop = _parse_sides(config["size"], "shortest_edge"), _parse_sides(config["crop_size"], "height")
     squash = sides.keys() == {"height", "width"}
     if set(sides.values()) != {size} or not (squash or sides.keys() == {"shortest_edge"}):
@@ -68,9 +79,6 @@ def open_preprocess(path: Path, size: int, family: str = "CLIP") -> Preprocess |
         raise_unsupported(
             "do_center_crop", f"the model's images are {size} x {size} pixels; a resized image need not be square"
         )
-    if config["resample"] not in RESAMPLE:
-        raise_unsupported("resample", f"it must be one of {RESAMPLE}")
-    mean, std = _compute_statistics(config, raise_unsupported)
     return Preprocess(size, "squash" if squash else "crop_floor", RESAMPLE[config["resample"]], mean, std)
 
 

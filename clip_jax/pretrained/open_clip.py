@@ -42,6 +42,7 @@ _TOP = {  # options beside the towers; those of the initial values and of captio
     "init_logit_bias", "nonscalar_logit_scale", "cast_dtype", "output_dict",
 }  # fmt: skip
 _CAPTIONING = (r"^text_decoder\.",)  # CoCa's second text tower, which has no part in its embeddings
+_CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 _TOKENIZER_OPTIONS = {"clean": "whitespace", "strip_sep_token": False}
 
 
@@ -67,6 +68,8 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     tensors = {name.removeprefix("text."): x for name, x in tensors.items()}
     ignored = (*openai.IGNORED, *(_CAPTIONING if config.get("multimodal_cfg") else ()))
     image_entries, text_entries = timm.list_entries(model["image"]) if trunk else None, None
+    if model["image"].get("stem") == "hmlp":
+        tensors = timm.add_class_position(tensors)
     if bert_name:
         tensors, ignored = bert.fold_positions(tensors, model["text"]["context_length"]), (*ignored, *bert.IGNORED)
         text_entries = bert.list_entries(model["text"])
@@ -86,7 +89,9 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
 
 def _open_tokenizer(path: Path, text: Mapping, model: Mapping, file: Path) -> AnyTokenizer:
     """Opens CLIP's tokenizer, or the one that `hf_tokenizer_name` names, which is expected in the directory."""
-    if not text.get("hf_tokenizer_name"):
+    tokenizer_config = path / "tokenizer_config.json"
+    is_clips = tokenizer_config.is_file() and read_json(tokenizer_config).get("tokenizer_class") in _CLIP_TOKENIZERS
+    if not text.get("hf_tokenizer_name") or is_clips:
         return open_tokenizer(path, model, is_padded=False)
     options = _TOKENIZER_OPTIONS | (text.get("tokenizer_kwargs") or {})
     if options.keys() != _TOKENIZER_OPTIONS.keys() or options["clean"] not in ("canonicalize", "lower", "whitespace"):

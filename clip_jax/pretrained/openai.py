@@ -55,6 +55,13 @@ def norm_entries(ours: str, theirs: str) -> Iterator[Entry]:
     yield Entry(f"{ours}/bias", (f"{theirs}.bias",))
 
 
+def batch_norm_entries(ours: str, theirs: str) -> Iterator[Entry]:
+    """Yields the entries of a batch norm, which has running statistics, too."""
+    yield from norm_entries(ours, theirs)
+    yield Entry(f"{STATS}{ours}/mean", (f"{theirs}.running_mean",))
+    yield Entry(f"{STATS}{ours}/var", (f"{theirs}.running_var",))
+
+
 def linear_entries(
     ours: str, theirs: str, kind: str = "linear", heads: int = 0, bias: bool = True
 ) -> Iterator[Entry]:
@@ -116,9 +123,7 @@ def _pooler_entries(ours: str, theirs: str, heads: int) -> Iterator[Entry]:
 def _resnet_entries(image: Mapping) -> Iterator[Entry]:
     def conv_and_norm(conv: str, their_conv: str, their_norm: str, batch_norm: str) -> Iterator[Entry]:
         yield Entry(f"vision/{conv}/kernel", (f"visual.{their_conv}.weight",), "conv")
-        yield from norm_entries(f"vision/{batch_norm}", f"visual.{their_norm}")
-        yield Entry(f"{STATS}vision/{batch_norm}/mean", (f"visual.{their_norm}.running_mean",))
-        yield Entry(f"{STATS}vision/{batch_norm}/var", (f"visual.{their_norm}.running_var",))
+        yield from batch_norm_entries(f"vision/{batch_norm}", f"visual.{their_norm}")
 
     for index in (1, 2, 3):
         yield from conv_and_norm(f"conv{index}", f"conv{index}", f"bn{index}", f"norm{index}")

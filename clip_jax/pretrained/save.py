@@ -16,7 +16,7 @@ from clip_jax.pretrained.hugging_face import (
     list_siglip_entries,
 )
 from clip_jax.pretrained.image_processor import RESAMPLE
-from train_jax.data.images import Preprocess
+from train_jax.data.images import NATIVE, Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import BOS, EOS, AnyTokenizer
 from train_jax.weights import single_file
@@ -26,7 +26,7 @@ _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.item
 # Option values that the models of transformers support; other values cannot be saved.
 _VIT = {
     "stem": "patch", "rope": "none", "gated": False, "branch_norms": "none", "key_bias": True, "class_token": False,
-    "norm_after_pool": False, "proj_bias": False, "proj_hidden": 0, "learned_positions": True,
+    "norm_after_pool": False, "proj_bias": False, "proj_hidden": 0, "learned_positions": True, "native": False,
 }  # fmt: skip
 _TEXT = {"proj": True, "branch_norms": "none", "pad_id": -1, "proj_hidden": 0}
 _CLIP = {
@@ -38,14 +38,19 @@ _SIGLIP = {
     "image": _VIT | {"stem_bias": True, "pool": "map", "pre_norm": False, "proj": False},
     "text": _TEXT | {"causal": False, "pool": "last", "proj_bias": True},
 }
-_REQUIRED = {"clip": _CLIP, "metaclip_2": _METACLIP_2, "siglip": _SIGLIP}
-_CLASSES = {"clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel"}
+_SIGLIP_2 = _SIGLIP | {"image": _SIGLIP["image"] | {"native": True}}
+_REQUIRED = {"clip": _CLIP, "metaclip_2": _METACLIP_2, "siglip": _SIGLIP, "siglip2": _SIGLIP_2}
+_CLASSES = {
+    "clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel", "siglip2": "Siglip2Model"
+}  # fmt: skip
+_SIGLIPS = ("siglip", "siglip2")
 
 
 def save_hf(clip, directory: str | Path) -> None:
-    """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory of CLIPModel, MetaClip2Model or SiglipModel.
+    """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory.
 
-    SiglipModel has the sigmoid loss; MetaClip2Model has the softmax loss and another tokenizer than CLIP's. Also writes
+    Its class is SiglipModel with the sigmoid loss, Siglip2Model if images may keep their aspect ratio, too; MetaClip2Model
+    with the softmax loss and another tokenizer than CLIP's; else CLIPModel. Also writes
     preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or tokenizer.json for
     AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of `clip.preprocess`, and does not
     repair texts.
@@ -55,8 +60,12 @@ def save_hf(clip, directory: str | Path) -> None:
     """
     module, directory = clip.module, Path(directory)
     kind = "metaclip_2" if isinstance(clip.tokenizer, SentencePiece) else "clip"
-    kind = "siglip" if module.options.loss == "sigmoid" else kind
+    if module.options.loss == "sigmoid":
+        kind = "siglip2" if module.options.image.native else "siglip"
     _check_expressible(module.options, _REQUIRED[kind], kind)
+    if clip.preprocess.is_native != (kind == "siglip2"):
+        mode = clip.preprocess.mode
+        raise ValueError(f"transformers' {kind} model has no images of the mode {mode!r}: save_hf cannot write it")
     if clip.preprocess.interpolation not in RESAMPLE.values():
         raise ValueError(
             f"transformers has no interpolation {clip.preprocess.interpolation!r}: save_hf cannot write this preprocessing. "
@@ -65,9 +74,9 @@ def save_hf(clip, directory: str | Path) -> None:
     params = flatten(single_file.exact_variables(clip.variables["params"], clip.name, clip.dtype))
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
-    table = (list_siglip_entries if kind == "siglip" else list_clip_entries)(module.options.identity())
+    table = (list_siglip_entries if kind in _SIGLIPS else list_clip_entries)(module.options.identity())
     weights = {name: np.array(x, order="C") for name, x in to_peer(params, table).items()}
-    if kind == "siglip":
+    if kind in _SIGLIPS:
         weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", _make_config(module.options, kind, clip.tokenizer))
@@ -87,9 +96,9 @@ def _check_expressible(options: CLIPOptions, required: Mapping, kind: str) -> No
                     f"transformers' {kind} model has {name}.{option} = {value!r}, and this one {getattr(tower, option)!r}: "
                     "save_hf cannot write it"
                 )
-    if kind == "siglip" and options.embed_dim != options.image.width:
+    if kind in _SIGLIPS and options.embed_dim != options.image.width:
         raise ValueError(
-            "transformers' siglip model has an embedding as wide as its image tower; save_hf cannot write it"
+            f"transformers' {kind} model has an embedding as wide as its image tower; save_hf cannot write it"
         )
 
 
@@ -106,8 +115,9 @@ def _make_tower_config(tower: ImageOptions | TextOptions, options: CLIPOptions) 
 
 def _make_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
     image, embed_dim = options.image, options.embed_dim
-    vision_config = _make_tower_config(image, options) | {"image_size": image.size, "patch_size": image.patch}
-    if kind != "siglip":
+    sizes = {"num_patches": (image.size // image.patch) ** 2} if image.native else {"image_size": image.size}
+    vision_config = _make_tower_config(image, options) | sizes | {"patch_size": image.patch}
+    if kind not in _SIGLIPS:
         vision_config["projection_dim"] = embed_dim
     config = {
         "architectures": [_CLASSES[kind]],
@@ -115,7 +125,7 @@ def _make_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> di
         "text_config": _make_text_config(options, kind, tokenizer),
         "vision_config": vision_config | {"model_type": f"{kind}_vision_model"},
     }
-    return config if kind == "siglip" else config | {"projection_dim": embed_dim}
+    return config if kind in _SIGLIPS else config | {"projection_dim": embed_dim}
 
 
 def _make_text_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) -> dict:
@@ -127,7 +137,7 @@ def _make_text_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) 
         "eos_token_id": LEGACY_EOS if text.pool == "argmax" else tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    if kind == "siglip":
+    if kind in _SIGLIPS:
         return config | {"projection_size": options.embed_dim}
     begin = {"bos_token_id": tokenizer.bos_id} if kind == "clip" else {}
     return config | begin | {"projection_dim": options.embed_dim}
@@ -159,7 +169,7 @@ def _make_preprocessor_config(preprocess: Preprocess, kind: str) -> dict:
     sides = {"height": preprocess.size, "width": preprocess.size}
     resample = next(code for code, name in RESAMPLE.items() if name == preprocess.interpolation)
     config = {
-        "image_processor_type": "SiglipImageProcessor" if preprocess.mode == "squash" else "CLIPImageProcessor",
+        "image_processor_type": {"squash": "Siglip", NATIVE: "Siglip2"}.get(preprocess.mode, "CLIP") + "ImageProcessor",
         "do_resize": True,
         "resample": resample,
         "do_rescale": True,
@@ -167,8 +177,10 @@ def _make_preprocessor_config(preprocess: Preprocess, kind: str) -> dict:
         "do_normalize": True,
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
-        "processor_class": "SiglipProcessor" if kind == "siglip" else "CLIPProcessor",
+        "processor_class": f"{kind.capitalize()}Processor" if kind in _SIGLIPS else "CLIPProcessor",
     }
+    if preprocess.is_native:
+        return config | {"patch_size": preprocess.patch, "max_num_patches": preprocess.max_patches}
     if preprocess.mode == "squash":
         return config | {"size": sides}
     return config | {

@@ -9,19 +9,27 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clip_jax.pretrained.openai import linear_entries, norm_entries
+import numpy as np
+
+from clip_jax.pretrained.openai import batch_norm_entries, linear_entries, norm_entries
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry
+from train_jax.weights.tensors import Tensor
 
 TRUNK = "visual.trunk"
-_BACKBONE = f"{TRUNK}.patch_embed.backbone"  # of ViTamin
+_BACKBONE = f"{TRUNK}.patch_embed.backbone"  # of ViTamin and MobileCLIP
 # One of these is present in every trunk that is supported; identifies the format.
-ANCHORS = (f"{TRUNK}.patch_embed.proj.weight", f"{TRUNK}.stem.0.weight", f"{_BACKBONE}.stem.conv1.weight")
+ANCHORS = (
+    f"{TRUNK}.patch_embed.proj.weight", f"{TRUNK}.stem.0.weight", f"{_BACKBONE}.stem.conv1.weight",
+    f"{_BACKBONE}.0.conv.weight",
+)  # fmt: skip
+_POSITIONS = f"{TRUNK}.pos_embed"
 _NAMES = (
     re.compile(r"vit_(?P<scale>[a-z0-9]+)_patch(?P<patch>\d+)_(?P<family>siglip|clip)_(?P<quick>quickgelu_)?(?P<size>\d+)"),
     re.compile(r"vit_(?P<family>pe_core)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_(?P<size>\d+)"),
     re.compile(r"(?P<family>eva02)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_clip_(?P<size>\d+)"),
     re.compile(r"(?P<family>eva)_(?P<scale>giant)_patch(?P<patch>14)_(?P<size>224)"),
+    re.compile(r"vit_(?P<scale>base)_(?P<family>mci)_(?P<size>224)"),
     re.compile(r"(?P<family>convnext)_(?P<scale>[a-z]+)"),
     re.compile(r"(?P<family>vitamin)_(?P<scale>[a-z]+2?)_(?P<size>\d+)"),
 )
@@ -30,6 +38,7 @@ _VIT = {"base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0)}
 _SCALES = {
     "siglip": _VIT | {"so400m": (1152, 27, 16, 3.7362), "giantopt": (1536, 40, 16, 4.0)},
     "clip": _VIT,
+    "mci": _VIT,
     "pe_core": _VIT | {"tiny": (192, 12, 3, 4.0), "small": (384, 12, 6, 4.0), "gigantic": (1536, 50, 16, 8960 / 1536)},
     "eva02": {"base": (768, 12, 12, 8 / 3), "large": (1024, 24, 16, 8 / 3), "enormous": (1792, 64, 16, 15360 / 1792)},
     "eva": {"giant": (1408, 40, 16, 6144 / 1408)},
@@ -70,7 +79,7 @@ def convert_options(config: Mapping, embed_dim: int, file: Path) -> dict:
         raise LoadError(
             f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
             "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE, vit_pe_core_SCALE_patchP_SIZE, "
-            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224, convnext_SCALE and vitamin_SCALE_SIZE"
+            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224, vit_base_mci_224, convnext_SCALE and vitamin_SCALE_SIZE"
         )
     family = match["family"]
     if family == "convnext":
@@ -78,7 +87,7 @@ def convert_options(config: Mapping, embed_dim: int, file: Path) -> dict:
     if family == "vitamin":
         return _convert_vitamin(config, match, embed_dim, file)
     width, depth, heads, mlp_ratio = _SCALES[family][match["scale"]]
-    sizes = {"size": int(match["size"]), "patch": int(match["patch"])}
+    sizes = {"size": int(match["size"]), "patch": 16 if family == "mci" else int(match["patch"])}
     sizes |= {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
     sizes |= _read_kwargs(config, _KWARGS, file)
     sizes["mlp_ratio"] = int(sizes["mlp_ratio"] * sizes["width"]) / sizes["width"]  # timm rounds down
@@ -108,6 +117,9 @@ def convert_options(config: Mapping, embed_dim: int, file: Path) -> dict:
             return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-6}
         options |= {"rope": "rows_first", "rope_grid": _EVA02_GRID, "gated": True, "branch_norms": "inner"}
         return {"tower": "vit", **sizes, **options, "activation": "silu", "eps": 1e-6}
+    if family == "mci":
+        options = {"stem": "hmlp", "pre_norm": False, "proj_bias": True}
+        return {"tower": "vit", **sizes, **options, "activation": "gelu", "eps": 1e-6}
     activation = "quick_gelu" if match["quick"] else "gelu"
     return {"tower": "vit", **sizes, "proj_bias": True, "activation": activation, "eps": 1e-5}
 
@@ -162,6 +174,19 @@ def list_entries(image: Mapping) -> Iterator[Entry]:
     yield from _convnext_entries(image) if image["tower"] == "convnext" else _vit_entries(image)
 
 
+def add_class_position(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the class token of MobileCLIP, which has no position, one of zeros before those of the patches."""
+    if _POSITIONS not in tensors:
+        return dict(tensors)  # the table names what is missing
+    positions = tensors[_POSITIONS]
+    _, length, width = positions.shape
+
+    def load() -> np.ndarray:
+        return np.pad(np.asarray(positions, np.float32), ((0, 0), (1, 0), (0, 0)))
+
+    return {**tensors, _POSITIONS: Tensor((1, length + 1, width), load)}
+
+
 def _convnext_entries(image: Mapping) -> Iterator[Entry]:
     yield from linear_entries("vision/stem", f"{TRUNK}.stem.0", "conv")
     yield from norm_entries("vision/norm_stem", f"{TRUNK}.stem.1")
@@ -195,12 +220,14 @@ def _vit_entries(image: Mapping) -> Iterator[Entry]:
     is_vitamin = image.get("stem") == "mbconv"
     if is_vitamin:
         yield from _mbconv_entries(image)
+    elif image.get("stem") == "hmlp":
+        yield from _hmlp_entries()
     else:
         yield from linear_entries("vision/stem", f"{TRUNK}.patch_embed.proj", "conv", bias=image.get("stem_bias", False))
     if image.get("class_token", image.get("pool", "cls") == "cls"):
         yield Entry("vision/cls", (f"{TRUNK}.cls_token",), "vector")
     if image.get("learned_positions", True):
-        yield Entry("vision/positions", (f"{TRUNK}.pos_embed",), "rows")
+        yield Entry("vision/positions", (_POSITIONS,), "rows")
     if image.get("pre_norm", True):
         yield from norm_entries("vision/norm_pre", f"{TRUNK}.norm_pre")
     for index in range(image["depth"]):
@@ -232,6 +259,13 @@ def _mbconv_entries(image: Mapping) -> Iterator[Entry]:
             channels = features
     yield from norm_entries(f"{ours}/norm", f"{theirs}.pool.norm")
     yield from linear_entries(f"{ours}/proj", f"{theirs}.pool.proj", "conv")
+
+
+def _hmlp_entries() -> Iterator[Entry]:
+    for index in range(2):
+        yield from linear_entries(f"vision/stem/conv{index + 1}", f"{_BACKBONE}.{index}.conv", "conv", bias=False)
+        yield from batch_norm_entries(f"vision/stem/norm{index + 1}", f"{_BACKBONE}.{index}.bn")
+    yield from linear_entries("vision/stem/proj", f"{_BACKBONE}.2.conv", "conv")
 
 
 def _block_entries(ours: str, theirs: str, image: Mapping) -> Iterator[Entry]:

@@ -7,12 +7,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clip_jax import clip as clip_lib
+from clip_jax.example import make_preprocess
 from clip_jax.options import CLIPCompute, CLIPOptions
 from clip_jax.pretrained import single_file
 from dalle_jax.unclip.frozen_clip import CLIP
 from train_jax import config as config_lib
 from train_jax import config_file
-from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
 from train_jax.placeholders import make_record, write_tokenizer
 
@@ -36,7 +36,7 @@ def write_clip(config: ConfigDict, folder: Path) -> CLIPOptions:
     options, compute = CLIPOptions.parse(shipped.model, "model"), CLIPCompute.parse(shipped.compute, "compute")
     file = write_tokenizer(folder / "tokenizer.json", min(_TOKENS, vocab_size))
     tokenizer = Tokenizer.load(file, options.text.context_length)
-    preprocess = Preprocess(options.image.size, **shipped.preprocess)
+    preprocess = make_preprocess(shipped.model, shipped.preprocess)
     (folder / CLIP).write_bytes(single_file.to_bytes(options, compute, tokenizer, preprocess, {"params": {}}))
     return options
 

@@ -50,6 +50,12 @@ def test_flops_of_a_vitamin():
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
 
 
+def test_flops_of_the_stem_hmlp():
+    image = {"patch": 16, "width": 64, "depth": 1, "heads": 2, "stem": "hmlp"}
+    options, expected = counted(image, "encode_image")
+    assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
+
+
 def test_flops_of_a_convnext():
     image = {"tower": "convnext", "width": 16, "layers": (1, 1, 2, 1), "proj_hidden": 16}
     options, expected = counted(image, "encode_image")
@@ -64,4 +70,9 @@ def test_flops_of_training_by_what_is_trained():
     assert flops.training_flops(options, texts=2) == 3 * (image + 2 * text)
     assert flops.training_flops(options, patch_dropout=0.5, frozen=("vision",)) == image + 3 * text
     assert flops.training_flops(options, frozen=("text",)) == 3 * image + text
+    native = CLIPOptions.defaults()
+    native.image.update({"native": True, "pool": "map"})
+    native = CLIPOptions.parse(native, "model")
+    assert flops.forward_flops(native, max_patches=49) == flops.forward_flops(native)
+    assert flops.training_flops(native, max_patches=98) > flops.training_flops(native) * 1.5
     assert flops.training_flops(options, patch_dropout=0.5) - 3 * text == pytest.approx(1.5 * image, rel=0.05)

@@ -285,6 +285,7 @@ def test_tensor_and_fsdp_really_split_the_kernels(scan):
         ({"text": {"eps": -1.0}}, "eps = -1"),
         ({"image": {"stem": "mbconv", "patch": 8}}, "stem = 'mbconv' needs patch = 16"),
         ({"image": {"stem": "mbconv", "patch": 16, "stem_layers": (1,)}}, "needs patch = 16, .* two stem_layers"),
+        ({"image": {"stem": "hmlp", "patch": 8}}, "stem = 'hmlp' needs patch = 16"),
         ({"text": {"pad_id": 1, "pool": "cls"}}, "pad_id = 1 must be -1 with config.model.text.pool = 'cls'"),
     ],
 )
@@ -315,6 +316,31 @@ def test_every_part_of_a_vitamin_is_trained(random_params):
     assert "positions" not in params["vision"] and {"stage1_0", "stage2_1"} < set(params["vision"]["stem"])
     grads = jax.jit(jax.grad(lambda p: module.apply({"params": p}, images, ids)[0][:, 0].sum()))(params)["vision"]
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+
+
+def test_the_stem_hmlp_trains_with_the_statistics_of_the_batch():
+    """Against the stem in NumPy: windows that do not overlap are matrix products."""
+    module = build(image=SMALL["image"] | {"size": 32, "patch": 16, "stem": "hmlp", "width": 16}, activation="gelu")
+    images, ids = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32), inputs()[1]
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), images, ids))
+    options = {"method": lambda m, x: m.vision(x, False), "rngs": {"dropout": jax.random.key(1)}}
+    options |= {"mutable": ["batch_stats", "intermediates"], "capture_intermediates": lambda m, _: m.name == "stem"}
+    _, updated = module.apply(variables, images, **options)
+    stem, statistics, x = variables["params"]["vision"]["stem"], updated["batch_stats"]["vision"]["stem"], np.asarray(images)
+
+    def convolve(x, kernel):
+        window, (n, h, w, c) = kernel.shape[0], x.shape
+        x = x.reshape(n, h // window, window, w // window, window, c).swapaxes(2, 3)
+        return x.reshape(n, h // window, w // window, -1) @ np.asarray(kernel).reshape(-1, kernel.shape[-1])
+
+    for index in (1, 2):
+        x = convolve(x, stem[f"conv{index}"]["kernel"])
+        mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+        np.testing.assert_allclose(statistics[f"norm{index}"]["mean"], 0.1 * mean, atol=1e-5)
+        np.testing.assert_allclose(statistics[f"norm{index}"]["var"], 0.9 + 0.1 * var, atol=1e-5)
+        x = np.asarray(jax.nn.gelu((x - mean) / np.sqrt(var + 1e-5), approximate=False))
+    expected = convolve(x, stem["proj"]["kernel"]) + np.asarray(stem["proj"]["bias"])
+    np.testing.assert_allclose(updated["intermediates"]["vision"]["stem"]["__call__"][0], expected, atol=1e-4)
 
 
 def test_padding_that_is_not_attended_to_does_not_matter(random_params):

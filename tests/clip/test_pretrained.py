@@ -121,7 +121,7 @@ def test_a_damaged_single_file_is_described(tmp_path):
 # Saving for transformers
 
 
-@pytest.mark.parametrize("kind", ["hf-clip", "hf-clip-legacy", "hf-metaclip2", "hf-siglip", "hf-siglip2"])
+@pytest.mark.parametrize("kind", ["hf-clip", "hf-clip-legacy", "hf-metaclip2", "hf-naflex", "hf-siglip", "hf-siglip2"])
 def test_saved_for_transformers_as_transformers_saves(kind, tmp_path):
     """The tensors, names and configs are those that the peer itself writes."""
     clip_jax.save_hf(golden(kind), tmp_path / "saved")
@@ -138,14 +138,16 @@ def test_saved_for_transformers_as_transformers_saves(kind, tmp_path):
         for key, value in saved[part].items():
             if key not in ("pad_token_id", "bos_token_id", "eos_token_id", "projection_dim"):
                 assert expected[part][key] == value, (part, key)
-    if "siglip" not in kind:
+    if "siglip" not in kind and kind != "hf-naflex":
         assert saved["text_config"]["eos_token_id"] == expected["text_config"]["eos_token_id"]
     expected = json.loads((GOLDEN / kind / "preprocessor_config.json").read_text())
     for key, value in json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text()).items():
         assert key in ("processor_class", "do_convert_rgb") or expected[key] == value, key
 
 
-@pytest.mark.parametrize("kind", ["hf-siglip", "open-clip-quick", "open-clip-metaclip2", "open-clip-siglip2", "openai-vit"])
+@pytest.mark.parametrize(
+    "kind", ["big-vision-naflex", "hf-siglip", "open-clip-quick", "open-clip-metaclip2", "open-clip-siglip2", "openai-vit"]
+)
 def test_a_saved_model_is_loaded_unchanged(kind, tmp_path):
     clip = golden(kind)
     clip_jax.save_hf(clip, tmp_path / "saved")
@@ -162,6 +164,8 @@ def test_models_that_transformers_cannot_express_are_refused(tmp_path, trained, 
         clip_jax.save_hf(golden("open-clip-custom"), tmp_path / "saved")
     with pytest.raises(ValueError, match="no interpolation 'bilinear_aliased'"):
         clip_jax.save_hf(golden("big-vision"), tmp_path / "saved")
+    with pytest.raises(ValueError, match="metaclip_2 model has text.branch_norms = 'none', and this one 'post'"):
+        clip_jax.save_hf(golden("hf-chinese-clip"), tmp_path / "saved")
     with pytest.raises(ValueError, match="clip model has image.pool = 'cls', and this one 'mean'"):
         clip_jax.save_hf(
             new_clip(image={"size": 16, "patch": 8, "width": 16, "depth": 1, "heads": 2, "pool": "mean"}),
@@ -172,6 +176,43 @@ def test_models_that_transformers_cannot_express_are_refused(tmp_path, trained, 
     (tmp_path / "full" / "notes.txt").touch()
     with pytest.raises(FileExistsError, match="holds files already"):
         clip_jax.save_hf(trained, tmp_path / "full")
+
+
+@pytest.mark.parametrize("kind", [f"open-clip{name}" for name in ("", "-clipa", "-custom", "-metaclip2", "-resnet")])
+def test_saved_for_open_clip_as_open_clip_saves(kind, tmp_path):
+    """The tensors are those that open_clip itself writes; a text tower of its own has a prefix there."""
+    clip = golden(kind)
+    clip_jax.save_open_clip(clip, tmp_path / "saved")
+    file = "open_clip_model.safetensors"
+    theirs, mine = (load_file(folder / file) for folder in (GOLDEN / kind, tmp_path / "saved"))
+    theirs = {name.removeprefix("text."): x for name, x in theirs.items() if not name.endswith("attn_mask")}
+    assert mine.keys() == theirs.keys()
+    for name in theirs:
+        assert mine[name].dtype == theirs[name].dtype and mine[name].shape == theirs[name].shape, name
+        np.testing.assert_array_equal(mine[name], theirs[name], err_msg=name)
+    again = clip_jax.load(tmp_path / "saved")
+    assert again.module == clip.module and again.preprocess == clip.preprocess
+    np.testing.assert_array_equal(again.tokenizer.encode(TEXTS), clip.tokenizer.encode(TEXTS))
+
+
+def test_models_that_open_clip_cannot_express_are_refused(tmp_path, new_clip):
+    for kind, words in (
+        ("hf-siglip", "image.stem_bias = False, and this one True"),
+        ("hf-naflex", "image.stem_bias = False, and this one True"),
+        ("open-clip-coca", "image.pool = 'cls' or 'mean', and this one 'query'"),
+        ("open-clip-convnext", "image.tower = 'vit' or 'resnet', and this one 'convnext'"),
+        ("open-clip-roberta", "text.pool = 'argmax' or 'eos' or 'last', and this one 'mean'"),
+    ):
+        with pytest.raises(ValueError, match=f"open_clip's own models have {words}: it cannot be written"):
+            clip_jax.save_open_clip(golden(kind), tmp_path / "saved")
+    text = {"context_length": 32, "width": 16, "depth": 1, "heads": 2}
+    with pytest.raises(ValueError, match="text.causal = True, and this one False"):
+        clip_jax.save_open_clip(new_clip(text=text | {"causal": False}), tmp_path / "saved")
+    with pytest.raises(ValueError, match="quick_gelu in both towers or in none, and this model .*'text': 'gelu'"):
+        clip_jax.save_open_clip(new_clip(text=text | {"activation": "gelu"}), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    with pytest.raises(FileExistsError, match="holds files already"):
+        clip_jax.save_open_clip(golden("open-clip"), GOLDEN / "open-clip")
 
 
 def test_a_trained_run_is_saved_and_loaded(trained, tmp_path):

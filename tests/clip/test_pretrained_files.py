@@ -241,9 +241,9 @@ def test_stacked_blocks_of_big_vision(copy):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"params/img/embedding/kernel": np.zeros((192, 32))}, "NaFlex"),
-        ({"params/img/pos_embedding": np.zeros((1, 8, 32))}, "not those of square images"),
-        ({"params/img/pos_embedding": np.zeros((3, 3, 32))}, "not those of square images"),
+        ({"params/img/embedding/kernel": np.zeros((192, 32))}, "not those of a square grid"),
+        ({"params/img/pos_embedding": np.zeros((1, 8, 32))}, "not those of a square grid"),
+        ({"params/img/pos_embedding": np.zeros((3, 3, 32))}, "not those of a square grid"),
         ({"params/img/head/kernel": np.zeros((32, 32))}, "parts that are not understood: .*params/img/head/kernel"),
     ],
 )
@@ -254,10 +254,37 @@ def test_other_models_of_big_vision_are_named(changes, words, copy):
         open_checkpoint(folder / "siglip.npz").read()
 
 
-def test_naflex_of_transformers_is_named(copy):
-    folder = copy("hf-siglip")
-    edit(folder / "config.json", model_type="siglip2")
-    with pytest.raises(LoadError, match="NaFlex"):
+@pytest.mark.parametrize(
+    "kind, file, part, changes, words",
+    [
+        ("hf-siglip", "config.json", (), {"model_type": "siglip2"}, "SiglipImageProcessor is not known .* Siglip2Image"),
+        ("hf-naflex", "config.json", ("vision_config",), {"num_patches": 8}, "num_patches = 8; it must be a square number"),
+        ("hf-naflex", "preprocessor_config.json", (), {"patch_size": 16}, "patch_size = 16 is not supported: .* 8 pixels"),
+        ("hf-naflex", "preprocessor_config.json", (), {"do_center_crop": True}, "do_center_crop = True is not supported"),
+        ("hf-naflex", "preprocessor_config.json", (), {"max_num_patches": 0}, "max_patches .8, 0. must be"),
+    ],
+)
+def test_other_models_of_native_aspect_ratio_are_named(kind, file, part, changes, words, copy):
+    folder = copy(kind)
+    edit(folder / file, *part, **changes)
+    with pytest.raises(LoadError, match=words):
+        open_checkpoint(folder)
+
+
+def test_the_vocabulary_of_chinese_clip_is_that_of_bert(copy):
+    folder = copy("hf-chinese-clip")
+    tokenizer = open_checkpoint(folder).tokenizer
+    # [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, "cat" 7; each Chinese character is a word.
+    assert tokenizer.encode(["Cat猫狗"]).tolist() == [[2, 7, 14, 1, 3] + [0] * 11]
+    edit(folder / "config.json", "text_config", pad_token_id=1)
+    with pytest.raises(LoadError, match="the tokenizer pads with 0, but config.json has pad_token_id 1"):
+        open_checkpoint(folder)
+    edit(folder / "config.json", "text_config", pad_token_id=0, position_embedding_type="relative_key")
+    with pytest.raises(LoadError, match="position_embedding_type = 'relative_key' is not supported"):
+        open_checkpoint(folder)
+    edit(folder / "config.json", "text_config", position_embedding_type="absolute")
+    (folder / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(LoadError, match=r"vocab.txt has no \[UNK\]"):
         open_checkpoint(folder)
 
 

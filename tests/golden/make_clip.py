@@ -129,6 +129,29 @@ def hf_clip(name: str, eos_token_id: int | None, activation: str, seed: int) -> 
     expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
 
 
+def hf_chinese_clip(name: str, seed: int) -> None:
+    """BERT as text tower, with a vocabulary of characters in `vocab.txt` alone."""
+    folder = new_folder(name)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "cat", ".", "two", "dog", "##s", "4", "##2", "猫"]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=LENGTH)
+    config = transformers.ChineseCLIPConfig(
+        text_config=TOWER | {"vocab_size": 30, "max_position_embeddings": LENGTH},
+        vision_config=TOWER | {"image_size": 24, "patch_size": 8},
+        projection_dim=20,
+    )
+    model = transformers.ChineseCLIPModel(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    sides = {"height": 24, "width": 24}
+    processor = transformers.ChineseCLIPImageProcessor(size=sides, crop_size=sides, do_center_crop=False)
+    processor.save_pretrained(folder)
+    pixels = processor(pictures(folder), return_tensors="pt")["pixel_values"]
+    batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    out = model(**batch, pixel_values=pixels)
+    expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
+
+
 SIGLIP_IDS = {"pad_id": -1, "bos_id": -1, "eos_id": 1, "unk_id": 2, "control_symbols": ["<pad>"]}
 
 
@@ -247,19 +270,48 @@ def hf_siglip2(name: str, seed: int) -> None:
     expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
 
 
-def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None:
+def hf_naflex(name: str, seed: int) -> tuple[Path, transformers.Siglip2Model]:
+    """SigLIP 2 of native aspect ratio, with the tokenizer of `hf-siglip2`, which lowers texts."""
+    folder = new_folder(name)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(__file__).resolve().parent / "clip" / "hf-siglip2" / file, folder / file)
+    special = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
+    config = transformers.Siglip2Config(
+        text_config=TOWER | {"vocab_size": 80, "max_position_embeddings": LENGTH, "projection_size": 32},
+        vision_config=TOWER | {"num_patches": 16, "patch_size": 8},
+    )
+    model = transformers.Siglip2Model(config).eval()
+    randomise(model, seed)
+    model.save_pretrained(folder)
+    processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=13)
+    processor.save_pretrained(folder)
+    texts = [text.lower() for text in TEXTS]
+    ids = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")["input_ids"]
+    out = model(input_ids=ids, **processor(pictures(folder), return_tensors="pt"))
+    expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
+    return folder, model
+
+
+def big_vision(name: str, origin: Path, model: transformers.PreTrainedModel) -> None:
     """The same model under big_vision's names, which transformers' own conversion script reads.
 
-    Its pictures are those that big_vision's own code has resized (`make_resize.py`).
+    The pictures of a fixed size are those that big_vision's own code has resized (`make_resize.py`).
     """
     folder = new_folder(name)
-    for file in ("spiece.model", "tokenizer_config.json"):
+    for file in {"spiece.model", "tokenizer.json", "tokenizer_config.json"} & {file.name for file in origin.iterdir()}:
         shutil.copy(origin / file, folder / file)
     shutil.copytree(origin / "pictures", folder / "pictures")
-    resized = np.load(OUT.parent / "resize.npz")
-    images = torch.from_numpy(np.stack([resized[f"clip_{index}"] for index in range(3)])).permute(0, 3, 1, 2)
+    is_native = isinstance(model, transformers.Siglip2Model)
+    if is_native:
+        processor = transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+        images = processor([Image.open(file) for file in sorted((folder / "pictures").iterdir())], return_tensors="pt")
+    else:
+        resized = np.load(OUT.parent / "resize.npz")
+        images = torch.from_numpy(np.stack([resized[f"clip_{index}"] for index in range(3)])).permute(0, 3, 1, 2)
+        images = {"pixel_values": images.float() / 127.5 - 1}
     ids = torch.from_numpy(np.load(origin / "expected.npz")["ids"])
-    out = model(input_ids=ids, pixel_values=images.float() / 127.5 - 1)
+    out = model(input_ids=ids, **images)
     expected(folder, ids, out.image_embeds, out.text_embeds, out.logits_per_image)
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     heads, tensors = TOWER["num_attention_heads"], {}
@@ -300,9 +352,14 @@ def big_vision(name: str, origin: Path, model: transformers.SiglipModel) -> None
     plain(f"{pool}/MlpBlock_0/Dense_0", f"{head}.mlp.fc1")
     plain(f"{pool}/MlpBlock_0/Dense_1", f"{head}.mlp.fc2")
     embedding = "vision_model.embeddings.patch_embedding"
-    tensors["params/img/embedding/kernel"] = state[f"{embedding}.weight"].transpose(2, 3, 1, 0)
-    tensors["params/img/embedding/bias"] = state[f"{embedding}.bias"]
-    tensors["params/img/pos_embedding"] = state["vision_model.embeddings.position_embedding.weight"][None]
+    positions = state["vision_model.embeddings.position_embedding.weight"]
+    if is_native:
+        plain("params/img/embedding", embedding)
+        tensors["params/img/pos_embedding"] = positions.reshape(4, 4, -1)
+    else:
+        tensors["params/img/embedding/kernel"] = state[f"{embedding}.weight"].transpose(2, 3, 1, 0)
+        tensors["params/img/embedding/bias"] = state[f"{embedding}.bias"]
+        tensors["params/img/pos_embedding"] = positions[None]
     tensors["params/txt/Embed_0/embedding"] = state["text_model.embeddings.token_embedding.weight"]
     tensors["params/txt/pos_embedding"] = state["text_model.embeddings.position_embedding.weight"][None]
     plain("params/txt/head", "text_model.head")
@@ -492,6 +549,19 @@ def open_clip_vitamin(name: str, trunk: str, proj: str, seed: int) -> None:
         open_clip_directory(name, vision | {"timm_model_kwargs": {"img_size": 32}}, seed, custom_text=True)
 
 
+def open_clip_mobile(name: str, seed: int) -> None:
+    """MobileCLIP-B, whose stem has the width of the tower; no argument of timm changes its channels."""
+    from timm.models import vision_transformer_hybrid as hybrid
+
+    def stem(channels, make=hybrid.ConvStem, **kwargs):
+        return make(channels=(8, 8, 32), **kwargs)
+
+    kwargs = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32}
+    vision = {"image_size": 32, "timm_model_name": "vit_base_mci_224", "timm_pool": "token", "timm_proj": None}
+    with unittest.mock.patch.object(hybrid, "ConvStem", stem):
+        open_clip_directory(name, vision | {"timm_model_kwargs": kwargs}, seed, custom_text=True)
+
+
 # Width, depth, heads, width of the MLP, rows of the token embedding; see `clip_jax.pretrained.bert.MODELS`.
 TINY_ROBERTA = {"tiny-roberta": (32, 2, 4, 48, 320)}
 
@@ -573,7 +643,9 @@ def main() -> None:
     hf_clip("hf-clip", None, "quick_gelu", 1)
     hf_clip("hf-clip-legacy", 2, "gelu", 2)
     hf_metaclip2("hf-metaclip2", 4)
+    hf_chinese_clip("hf-chinese-clip", 41)
     big_vision("big-vision", *hf_siglip("hf-siglip", 3))
+    big_vision("big-vision-naflex", *hf_naflex("hf-naflex", 39))
     without_torchvision()
     open_clip_directory("open-clip", VIT, 5)
     open_clip_directory("open-clip-quick", VIT, 6, quick_gelu=True)
@@ -589,6 +661,7 @@ def main() -> None:
     open_clip_convnext("open-clip-convnext", "convnext_large", "mlp", 33)
     open_clip_roberta("open-clip-roberta", xlm_tokenizer, 35)
     open_clip_vitamin("open-clip-vitamin", "vitamin_small_224", "linear", 37)
+    open_clip_mobile("open-clip-mobile", 43)
     long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)

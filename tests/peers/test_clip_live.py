@@ -18,7 +18,7 @@ from clip_jax import verify  # noqa: E402
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 TEXTS = ["a photo of a cat.", "two dogs", "the sea at night, with many, many, many ships far away", "42"]
 KINDS = ("hf-clip", "hf-clip-legacy", "hf-metaclip2", "hf-siglip")
-SAVED = ("big-vision", "open-clip-metaclip2", "open-clip-quick", "open-clip-siglip2", "openai-vit")
+SAVED = ("big-vision", "hf-naflex", "open-clip-metaclip2", "open-clip-quick", "open-clip-siglip2", "openai-vit")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_committed_files_are_what_the_peers_make(made, kind):
         np.testing.assert_allclose(value, np.load(GOLDEN / "clip" / kind / "expected.npz")[name], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "hf-siglip2"])
+@pytest.mark.parametrize("kind", [*KINDS, "hf-chinese-clip", "hf-naflex", "hf-siglip2"])
 def test_every_layer_is_the_peers(kind):
     for row in verify.compare(GOLDEN / "clip" / kind):
         assert row.relative < 1e-5, row

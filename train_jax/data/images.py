@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
+from nn_jax.patches import Patches, cut_patches
 from train_jax.data import bilinear, files
 from train_jax.data.color_jitter import ColorJitter
 from train_jax.data.errors import BrokenSample, DataError
@@ -48,6 +49,8 @@ _ALIASED = "bilinear_aliased"
 _ANTIALIASED = ("bilinear", "bicubic", "lanczos")
 INTERPOLATIONS = (*_INTERPOLATIONS, _ALIASED)
 MODES = ("crop", "crop_floor", "squash")
+NATIVE = "native"  # the mode of images of native aspect ratio
+_GRID_BYTES = 4  # of packed patches: numbers of rows and columns, in 16 bits each
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -244,6 +247,24 @@ def sample_crop(
     return left, top, left + w, top + h
 
 
+def fit_patches(width: int, height: int, patch: int, max_patches: int) -> tuple[int, int]:
+    """Returns the largest size (width, height) of an image, in whole patches, that has at most `max_patches` of them.
+
+    Both sides are scaled by the same factor, of at most 100, and rounded up to multiples of `patch`. The factor is searched
+    by bisection to 1e-5, as big_vision and transformers do.
+    """
+
+    def scaled(factor: float) -> tuple[int, int]:
+        return tuple(max(1, math.ceil(side * factor / patch)) for side in (width, height))
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.prod(scaled(middle)) <= max_patches else (low, middle)
+    columns, rows = scaled(low)
+    return columns * patch, rows * patch
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
     """Image preprocessing that a model expects, saved beside the weights as `preprocess.json`.
@@ -251,11 +272,13 @@ class Preprocess:
     Attributes:
       size: side of the square input image of the model, in pixels.
       mode: "crop" resizes the shorter side and crops the centre; "crop_floor" does the same with odd margins rounded down,
-        like transformers; "squash" resizes both sides without cropping.
+        like transformers; "squash" resizes both sides without cropping; "native" keeps the aspect ratio, with sides of whole
+        patches (see `fit_patches`).
       interpolation: "nearest", "bilinear", "bicubic" or "lanczos" with Pillow's antialiasing; "bilinear_aliased" without
         antialiasing, like big_vision.
       mean: mean of each colour channel, on the scale [0, 1]; applied on the device.
       std: standard deviation of each colour channel, on the same scale.
+      patch, max_patches: side of a patch, in pixels, and largest number of patches of an image; only of the mode "native".
     """
 
     size: int
@@ -263,17 +286,41 @@ class Preprocess:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    patch: int = 0
+    max_patches: int = 0
 
     def __post_init__(self):
         if type(self.size) is not int or self.size < 1:
             raise ConfigError(f"preprocess size {self.size!r} must be a number of pixels, 1 or more")
-        if self.mode not in MODES:
-            raise ConfigError(f"preprocess mode {self.mode!r} must be one of {', '.join(MODES)}")
+        if self.mode not in (*MODES, NATIVE):
+            raise ConfigError(f"preprocess mode {self.mode!r} must be one of {', '.join((*MODES, NATIVE))}")
+        budget = self.patch, self.max_patches
+        is_budget = all(type(number) is int for number in budget) and budget[0] >= 2 and budget[1] >= 1
+        if not is_budget if self.is_native else budget != (0, 0):
+            raise ConfigError(
+                f"preprocess patch and max_patches {budget!r} must be at least 2 pixels and 1 patch with the mode "
+                f"{NATIVE!r}, and 0 with the mode {self.mode!r}"
+            )
         if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise ConfigError(f"interpolation {self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}")
 
-    def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> UInt8[np.ndarray, "size size 3"]:
-        """Preprocesses an image to uint8 [size, size, 3].
+    @property
+    def is_native(self) -> bool:
+        """Whether images keep their aspect ratio."""
+        return self.mode == NATIVE
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image in a batch; see `pack`."""
+        return (1 + self.max_patches, self.patch, self.patch, 3) if self.is_native else (self.size, self.size, 3)
+
+    @property
+    def square(self) -> "Preprocess":
+        """The preprocessing to squares of `size`, for what needs a fixed grid of patches: "squash" in place of "native"."""
+        return dataclasses.replace(self, mode="squash", patch=0, max_patches=0) if self.is_native else self
+
+    def __call__(self, image: Image.Image | np.ndarray | bytes | str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
+        """Preprocesses an image to uint8 [size, size, 3], or with the mode "native" to sides of whole patches.
 
         Args:
           image: a PIL image, a uint8 [H, W, 3] array, the bytes of an image file, or a path.
@@ -290,33 +337,66 @@ class Preprocess:
 
     def target_size(self, width: int, height: int) -> tuple[int, int]:
         """Returns the size (width, height) that an image is resized to before its centre is cropped."""
+        if self.is_native:
+            return fit_patches(width, height, self.patch, self.max_patches)
         return (self.size, self.size) if self.mode == "squash" else shortest_size(width, height, self.size)
+
+    def region_size(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the size (width, height) that a random crop of an image is resized to."""
+        return self.target_size(width, height) if self.is_native else (self.size, self.size)
 
     def resize_and_crop(
         self, image: Image.Image, size: tuple[int, int], region: tuple | None = None
-    ) -> UInt8[np.ndarray, "size size 3"]:
+    ) -> UInt8[np.ndarray, "height width 3"]:
         """Resizes an RGB image, or its region (left, top, right, bottom), to `size`, and crops the centre."""
+        if self.is_native:
+            return np.asarray(_resize(image, size, self.interpolation, region))
         round_half = math.floor if self.mode == "crop_floor" else round
         return np.asarray(center_crop(_resize(image, size, self.interpolation, region), self.size, round_half))
+
+    def pack(self, pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "..."]:
+        """Packs a preprocessed image as a row of a batch, uint8 of `shape`.
+
+        With the mode "native", the row holds `1 + max_patches` patches: the first one the numbers of rows and columns of
+        patches, as little-endian 16-bit numbers, then the image's, then zeros. Otherwise the row is the image itself.
+        """
+        if not self.is_native:
+            return pixels
+        grid = np.array(pixels.shape[:2], "<u2") // self.patch
+        row = np.zeros((1 + self.max_patches, self.patch * self.patch * 3), np.uint8)
+        row[0, :_GRID_BYTES] = grid.view(np.uint8)
+        row[1 : 1 + math.prod(grid.tolist())] = cut_patches(pixels, self.patch)
+        return row.reshape(self.shape)
+
+    def normalize(self, batch):
+        """Normalises a batch of packed images uint8 [n, *shape], a NumPy or JAX array, to the input of a model.
+
+        Returns float32 [n, size, size, 3], or `Patches` with the mode "native".
+        """
+        if not self.is_native:
+            return normalize(batch, self.mean, self.std)
+        header = batch[:, 0].reshape(len(batch), -1)[:, :_GRID_BYTES].astype(np.int32)
+        pixels = normalize(batch[:, 1:], self.mean, self.std)
+        return Patches(pixels.reshape(*pixels.shape[:2], -1), header[:, ::2] + 256 * header[:, 1::2])
 
     def batch(
         self,
         images: Sequence[Image.Image | np.ndarray | bytes | str | os.PathLike] | np.ndarray,
         start: int = 0,
         map_function: Callable = map,
-    ) -> UInt8[np.ndarray, "n size size 3"]:
-        """Preprocesses several images; errors name the path or the index.
+    ) -> UInt8[np.ndarray, "n ..."]:
+        """Preprocesses several images to uint8 [n, *shape]; errors name the path or the index.
 
         Args:
           start: index of the first image in error messages.
           map_function: function like `map`, such as that of a thread pool.
         """
-        batch = np.empty((len(images), self.size, self.size, 3), np.uint8)
+        batch = np.empty((len(images), *self.shape), np.uint8)
 
         def fill_row(row: int) -> None:
             image = images[row]
             try:
-                batch[row] = self(image)
+                batch[row] = self.pack(self(image))
             except (BrokenSample, DataError) as error:
                 name = os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {start + row}"
                 message = str(error)
@@ -328,7 +408,10 @@ class Preprocess:
 
     def to_json(self) -> str:
         """Formats the preprocessing as JSON, the content of `preprocess.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        fields = dataclasses.asdict(self)
+        if not self.is_native:  # files and fingerprints from before the mode remain
+            fields = {name: value for name, value in fields.items() if name not in ("patch", "max_patches")}
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Preprocess":
@@ -361,8 +444,8 @@ class Augment:
     papers: Papers | None = None
     color_jitter: ColorJitter | None = None
 
-    def __call__(self, image: bytes | str | os.PathLike, rng: np.random.Generator) -> UInt8[np.ndarray, "size size 3"]:
-        """Augments an image, given as bytes of a file or as a path, to uint8 [size, size, 3].
+    def __call__(self, image: bytes | str | os.PathLike, rng: np.random.Generator) -> UInt8[np.ndarray, "..."]:
+        """Augments an image, given as bytes of a file or as a path, to a row of a batch (`Preprocess.pack`).
 
         Large JPEGs are decoded at a smaller scale (see `decode_region`), except for interpolations without antialiasing.
         Raises BrokenSample if the image cannot be decoded.
@@ -372,7 +455,8 @@ class Augment:
         def choose_region(width: int, height: int) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
             if self.scale == (1.0, 1.0):
                 return (0, 0, width, height), preprocess.target_size(width, height)
-            return sample_crop(width, height, rng, scale=self.scale), (preprocess.size, preprocess.size)
+            left, top, right, bottom = sample_crop(width, height, rng, scale=self.scale)
+            return (left, top, right, bottom), preprocess.region_size(right - left, bottom - top)
 
         def convert(upright: Image.Image) -> Image.Image:
             has_paper = self.papers is not None and upright.has_transparency_data
@@ -383,7 +467,7 @@ class Augment:
         pixels = preprocess.resize_and_crop(decoded, size, region)
         if self.flip and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-        return pixels if self.color_jitter is None else self.color_jitter(pixels, rng)
+        return preprocess.pack(pixels if self.color_jitter is None else self.color_jitter(pixels, rng))
 
 
 def normalize(images, mean: tuple[float, ...], std: tuple[float, ...]):

@@ -1,4 +1,4 @@
-"""Tokenizers of SigLIP, MetaCLIP 2 and CLIPA: a SentencePiece or WordPiece vocabulary, with padding to a fixed length.
+"""Tokenizers of SigLIP, MetaCLIP 2, Chinese-CLIP and CLIPA: SentencePiece or WordPiece, with padding to a fixed length.
 
 Uses the `tokenizers` library. Normalisation, special tokens, truncation and padding are all part of the
 `tokenizer.json`, so this one file defines the tokenizer.
@@ -22,6 +22,8 @@ from train_jax.data import captions
 _SPACE = "▁"  # SentencePiece's symbol for a space
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # types of pieces in a SentencePiece model
 _REPAIR = "repair"  # key of our `tokenizer.json` for what no normaliser of the library can do
+
+_PAD, _UNK, _CLS, _SEP = "[PAD]", "[UNK]", "[CLS]", "[SEP]"  # of BERT
 
 _LOWER = normalizers.Lowercase()
 _NO_PUNCTUATION = normalizers.Replace(Regex("[" + "".join("\\" + c for c in string.punctuation) + "]"), "")
@@ -72,11 +74,13 @@ class SentencePiece:
           repair: whether texts are repaired first.
           blank: special token in place of which texts get padding, such as CLIPA's "[SEP]".
 
-        A directory must hold `tokenizer.json` or `spiece.model`. Raises FileNotFoundError, listing the expected files, if
-        there is none; ValueError for another kind of tokenizer.
+        A directory must hold `tokenizer.json`, `spiece.model` or BERT's `vocab.txt`. Raises FileNotFoundError, listing the
+        expected files, if there is none; ValueError for another kind of tokenizer.
         """
         path = paths.path(path)
         file = path if path.is_file() else path / "tokenizer.json"
+        config = path / "tokenizer_config.json"
+        options = json.loads(config.read_text("utf-8")) if config.is_file() else {}
         if file.is_file():
             try:
                 pieces, is_repaired = _parse(file.read_text("utf-8"))
@@ -89,10 +93,10 @@ class SentencePiece:
                 pieces = _build_unigram_tokenizer((path / "spiece.model").read_bytes())
             except Exception as error:  # errors of parsing and of the library
                 raise ValueError(f"{path / 'spiece.model'}: not a SentencePiece model ({error!r})") from error
+        elif (path / "vocab.txt").is_file():
+            pieces, options = _build_wordpiece_tokenizer(path / "vocab.txt", options), {"pad_token": _PAD} | options
         else:
-            raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor spiece.model")
-        config = path / "tokenizer_config.json"
-        options = json.loads(config.read_text("utf-8")) if config.is_file() else {}
+            raise FileNotFoundError(f"no tokenizer at {path}: neither tokenizer.json nor spiece.model nor vocab.txt")
         if clean is None:
             clean = "siglip" if isinstance(pieces.model, models.Unigram) else "siglip2"
         return cls(_add_preprocessing(pieces, options, context_length, path, clean, blank), context_length, repair)
@@ -154,6 +158,26 @@ class SentencePiece:
     def save(self, path: str | Path) -> None:
         """Writes the tokenizer to a `tokenizer.json`."""
         paths.path(path).write_text(self.to_json(), "utf-8")
+
+
+def _build_wordpiece_tokenizer(file: paths.AnyPath, options: Mapping) -> tokenizers.Tokenizer:
+    """Builds BERT's tokenizer from its vocabulary, one piece a line, with the options of transformers' BertTokenizer."""
+    vocabulary = {piece: index for index, piece in enumerate(file.read_text("utf-8").rstrip("\n").split("\n"))}
+    absent = [token for token in (_UNK, _CLS, _SEP, _PAD) if token not in vocabulary]
+    if absent:
+        raise ValueError(f"{file} has no {absent[0]}: it is not the vocabulary of a BERT")
+    pieces = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=_UNK))
+    pieces.add_special_tokens([token for token in (_PAD, _UNK, _CLS, _SEP, "[MASK]") if token in vocabulary])
+    pieces.normalizer = normalizers.BertNormalizer(
+        lowercase=options.get("do_lower_case", True),
+        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+        strip_accents=options.get("strip_accents"),
+    )
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = decoders.WordPiece()
+    added = [(token, vocabulary[token]) for token in (_CLS, _SEP)]
+    pieces.post_processor = processors.TemplateProcessing(single=f"{_CLS} $A {_SEP}", special_tokens=added)
+    return pieces
 
 
 def _parse(text: str) -> tuple[tokenizers.Tokenizer, bool]:

@@ -37,6 +37,7 @@ class Entry:
         split_heads        [heads * head_dim, width] -> [width, heads, head_dim]
         heads_bias         the same without `width`
         row, rows          [1, 1, width] -> [1, width], [1, length, width] -> [length, width]
+        grid               [rows, columns, width] -> [rows * columns, width]; only from a peer
         vector             [1, 1, width] -> [width]
         first_row          [length, width] -> [1, width]; only from a peer
         stack_first        several arrays of one shape, stacked along a new first axis
@@ -85,6 +86,8 @@ class Entry:
             return x.reshape(self.heads, -1)
         if self.kind in ("row", "rows"):
             return x[0]
+        if self.kind == "grid":
+            return x.reshape(-1, x.shape[-1])
         if self.kind == "vector":
             return x[0, 0]
         if self.kind == "first_row":
