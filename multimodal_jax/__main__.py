@@ -23,8 +23,8 @@ examples:
   multimodal-jax serve runs --port 8000
 
 The models are the runs and indexes in RUNS and two levels below; what is missing is shown with the command that makes it.
-The page needs gradio (the extra [app]) and contacts no other machine. Whoever reaches the address can use the models and search
-the indexed pictures: without --host only this machine can.""",
+The page needs gradio (the extra [app]) and contacts no other machine. Whoever reaches the address can use the models and
+search the indexed pictures: without --host only this machine can.""",
     "demo": """\
 examples:
   multimodal-jax demo

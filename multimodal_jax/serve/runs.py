@@ -60,7 +60,7 @@ class Runs:
             "index": [shlex.join(index)],
             "unclip": [
                 train(prior.name, "unclip/prior_shapes", clip=clip),
-                train("unclip-decoder", "unclip/decoder_shapes", prior=prior),
+                train("unclip-decoder", "unclip/decoder_shapes", clip=clip, prior=prior),
             ],
         }[kind]
 
