@@ -29,6 +29,8 @@ _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "mo
 _STYLE = """
 .gallery img { image-rendering: pixelated; object-fit: contain; width: 100%; height: 100% }
 .status p { margin: .2rem 0 } .status .error { color: #b91c1c; font-weight: 600 } .dark .status .error { color: #fca5a5 }
+[role=tab][aria-selected=true] { color: var(--primary-700) !important }
+.dark [role=tab][aria-selected=true] { color: var(--primary-300) !important }
 .missing { border-left: 4px solid #b45309; padding-left: 1rem }
 """
 
@@ -51,6 +53,7 @@ def serve(models: Models, host: str, port: int) -> None:
             body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
             block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
             block_title_text_color="*neutral_700", block_title_text_color_dark="*neutral_200",
+            button_primary_background_fill_hover="*primary_700", button_primary_background_fill_hover_dark="*primary_700",
         )  # fmt: skip
         try:
             build(models).queue(default_concurrency_limit=1).launch(
@@ -97,8 +100,8 @@ def _add_tab(tab: Tab, models: Models, missing: Sequence[str]) -> None:
             status = gr.HTML(elem_classes="status")
             shares = gr.Label(label="Probabilities", visible=tab.has_shares, show_label=True)
             pictures = gr.Gallery(
-                label="Pictures", columns=4, height="auto", object_fit="contain", interactive=False, format="png",
-                elem_classes="gallery", visible=not tab.has_shares, buttons=["download", "fullscreen"],
+                label="Pictures", show_label=False, columns=4, height="auto", object_fit="contain", format="png",
+                interactive=False, elem_classes="gallery", visible=not tab.has_shares, buttons=["download", "fullscreen"],
             )  # fmt: skip
             words = gr.Textbox(label="The same on the command line", interactive=False, buttons=["copy"], max_lines=6)
     outputs, names = [status, shares, pictures, words], list(components)

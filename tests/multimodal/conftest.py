@@ -23,9 +23,10 @@ def train_all(folder: Path) -> None:
         clip, vqgan = tiny_runs.config("clip"), tiny_runs.config("vqgan")
         dalle = tiny_runs.base_config("dalle_jax.task", vqgan={"path": "runs/vqgan"}, tokenizer={"vocab_size": 560})
         dalle.model = {"text_length": 12, **_TRANSFORMER}
-        prior = tiny_runs.base_config("dalle_jax.unclip.prior_task", clip={"path": "runs/clip"}, compute={"scan": False})
+        artifacts = {"clip": {"path": "runs/clip"}, "prior": {"path": "runs/unclip/prior"}}
+        prior = tiny_runs.base_config("dalle_jax.unclip.prior_task", clip=artifacts["clip"], compute={"scan": False})
         prior.model = _TRANSFORMER
-        decoder = tiny_runs.base_config("dalle_jax.unclip.decoder_task", clip=prior.clip, prior={"path": "runs/unclip/prior"})
+        decoder = tiny_runs.base_config("dalle_jax.unclip.decoder_task", **artifacts)
         unet = {"size": 8, "channels": (8,), "blocks": 1, "groups": 4, "attention": (0,), "head_dim": 4}
         unet |= {"context_dim": 8, "image_tokens": 1}
         decoder.model = unet

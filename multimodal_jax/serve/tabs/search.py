@@ -6,7 +6,7 @@ from clip_jax.search import search
 from multimodal_jax.serve.jobs import Job, Result
 from multimodal_jax.serve.models import Models
 from multimodal_jax.serve.tab import Number, Picture, Tab, Text, Values, options, positional
-from train_jax.data.images import decode
+from train_jax.data.images import BrokenSample, decode
 
 _SIDE = 256  # pixels of a thumbnail
 
@@ -25,11 +25,15 @@ def run(models: Models, values: Values, job: Job) -> Result:
     pictures = []
     for rank, hit in enumerate(hits, 1):
         file = job.folder / f"{rank:02d}-{hit.path.stem}.png"
-        picture = decode(hit.path)
+        try:
+            picture = decode(hit.path)
+        except BrokenSample:  # deleted or damaged since it was indexed
+            continue
         picture.thumbnail((_SIDE, _SIDE))
         picture.save(file)
         pictures.append((file, f"{hit.score:.3f}  {hit.path.name}"))
-    return Result(pictures, text=f"{len(hits)} of {len(index):,} pictures, by cosine")
+    gone = f"; {len(hits) - len(pictures)} cannot be read" if len(pictures) < len(hits) else ""
+    return Result(pictures, text=f"{len(hits)} of {len(index):,} pictures, by cosine{gone}")
 
 
 TAB = Tab(
