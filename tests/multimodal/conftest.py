@@ -45,8 +45,15 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def loaded(folder) -> Models:
+    """The models, each loaded and compiled once for all tests."""
+    with contextlib.chdir(folder):
+        return Models(find_runs("runs"))
+
+
 @pytest.fixture
-def models(folder, monkeypatch) -> Models:
-    """The models, by paths relative to the current folder."""
+def models(loaded, folder, monkeypatch) -> Models:
+    """The models, whose paths are relative to the current folder."""
     monkeypatch.chdir(folder)
-    return Models(find_runs("runs"))
+    return loaded

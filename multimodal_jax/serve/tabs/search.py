@@ -12,10 +12,9 @@ _SIDE = 256  # pixels of a thumbnail
 
 
 def make_words(values: Values) -> list[str]:
-    words = ["clip-jax", "search", values["index"], *options(model=values["clip"], top=values["top"])]
-    if values["picture"]:
-        words += options(image=Path(values["picture"]).name)
-    return words + (positional(values["text"]) if values["text"] else [])
+    picture = Path(values["picture"]).name if values["picture"] else None
+    words = options(model=values["clip"], top=values["top"], image=picture)
+    return ["clip-jax", "search", *words, *positional(values["index"], *filter(None, [values["text"]]))]
 
 
 def run(models: Models, values: Values, job: Job) -> Result:
