@@ -53,7 +53,8 @@ def serve(models: Models, host: str, port: int) -> None:
             body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
             block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
             block_title_text_color="*neutral_700", block_title_text_color_dark="*neutral_200",
-            button_primary_background_fill_hover="*primary_700", button_primary_background_fill_hover_dark="*primary_700",
+            button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+            button_primary_background_fill_hover_dark="*primary_700",
         )  # fmt: skip
         try:
             build(models).queue(default_concurrency_limit=1).launch(

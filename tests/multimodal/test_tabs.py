@@ -84,9 +84,10 @@ def test_a_tab_does_what_its_command_line_does(title, models, tmp_path, monkeypa
     assert PROGRAMS[program](words) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     if title == "Search":
-        assert [caption for _, _, caption in pictures] == [
-            f"{float(score):.3f}  {Path(path).name}" for _, score, path in map(str.split, printed.splitlines())
-        ]
+        hits = [line.split() for line in printed.splitlines()]
+        assert [caption for _, _, caption in pictures] == [score for _, score, _ in hits]
+        for (pixels, _, _), (_, _, path) in zip(pictures, hits, strict=True):
+            assert np.array_equal(pixels, read_picture(Path(path))[0])
     elif title == "Classify":
         assert {f"{100 * share:.2f}" for share in shares.values()} == {
             line.split("%")[0].split()[-1] for line in printed.splitlines() if "%" in line
@@ -94,7 +95,7 @@ def test_a_tab_does_what_its_command_line_does(title, models, tmp_path, monkeypa
     else:
         written = {"Where": ["heat.png"], "Paint": ["painting.png"]}.get(title) or sorted(Path("pictures").glob("*.png"))
         files = [read_picture(Path(file)) for file in written]
-        made = pictures[1:] if title == "Reconstruct" else pictures
+        made = {"Reconstruct": pictures[1:], "Where": pictures[-1:]}.get(title, pictures)
         assert len(made) == len(files) > 0
         for pixels, metadata in files:
             assert any(np.array_equal(pixels, other) and metadata == found for other, found, _ in made)

@@ -55,7 +55,7 @@ def run_command(models: Models, job: Job, words: list[str], draw: Callable) -> l
     job.show("loading, and at the first time compiling …")
     draw(arguments, show)
     files = sorted((job.folder / "pictures").glob("*.png"), key=rank)
-    return [(file, f"sample {int(file.stem.partition('-')[2])}") for file in files]
+    return [(file, "") for file in files]
 
 
 def rank(file: Path) -> int:

@@ -11,6 +11,7 @@ from multimodal_jax.serve.tab import Picture, Tab, Text, Values, options, positi
 from train_jax import arguments as arguments_lib
 
 _MAX_TEXTS = 8
+_SIDE = 256  # pixels of a map, as in the sheet
 
 
 def _texts(values: Values) -> list[str]:
@@ -23,12 +24,18 @@ def make_words(values: Values) -> list[str]:
 
 
 def run(models: Models, values: Values, job: Job) -> Result:
-    """Draws the sheet of `clip-jax heatmap`."""
-    clip, texts, file = models.open("clip", values["clip"]), _texts(values), job.folder / "heat.png"
+    """Draws the picture, its heat maps, and last the sheet of `clip-jax heatmap`."""
+    clip, texts = models.open("clip", values["clip"]), _texts(values)
     maps = clip.heat_map([values["picture"]], texts)[0]
     sections = sheets.make_heat_sections(Image.fromarray(clip.preprocess(values["picture"])), texts, maps)
-    sheets.render_contact_sheet(sections, columns=min(4, 1 + len(maps)), size=256).save(file, "PNG")
-    return Result([(file, "")], text="hot colours are high cosines; each map has its own scale")
+    drawn = [(cell.picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), cell.name) for cell in sections[0].cells]
+    drawn.append((sheets.render_contact_sheet(sections, columns=min(4, 1 + len(maps)), size=_SIDE), "all in one file"))
+    pictures = []
+    for number, (picture, caption) in enumerate(drawn):
+        file = job.folder / f"heat-{number}.png"
+        picture.save(file, "PNG")
+        pictures.append((file, caption))
+    return Result(pictures, text="hot colours are high cosines; each map has its own scale")
 
 
 TAB = Tab(

@@ -30,7 +30,7 @@ def run(models: Models, values: Values, job: Job) -> Result:
             continue
         picture.thumbnail((_SIDE, _SIDE))
         picture.save(file)
-        pictures.append((file, f"{hit.score:.3f}  {hit.path.name}"))
+        pictures.append((file, f"{hit.score:.3f}"))
     gone = f"; {len(hits) - len(pictures)} cannot be read" if len(pictures) < len(hits) else ""
     return Result(pictures, text=f"{len(hits)} of {len(index):,} pictures, by cosine{gone}")
 
