@@ -28,6 +28,7 @@ _KEEP_FILES = 3600  # seconds for which the pictures of a result can be download
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 _STYLE = """
 .gallery img { image-rendering: pixelated; object-fit: contain; width: 100%; height: 100% }
+.gallery .thumbnail-item { max-width: 20rem }
 .status p { margin: .2rem 0 } .status .error { color: #b91c1c; font-weight: 600 } .dark .status .error { color: #fca5a5 }
 [role=tab][aria-selected=true] { color: var(--primary-700) !important }
 .dark [role=tab][aria-selected=true] { color: var(--primary-300) !important }
