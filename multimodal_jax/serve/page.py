@@ -105,7 +105,10 @@ def _add_tab(tab: Tab, models: Models, missing: Sequence[str]) -> None:
                 label="Pictures", show_label=False, columns=4, height="auto", object_fit="contain", format="png",
                 interactive=False, elem_classes="gallery", visible=not tab.has_shares, buttons=["download", "fullscreen"],
             )  # fmt: skip
-            words = gr.Textbox(label="The same on the command line", interactive=False, buttons=["copy"], max_lines=6)
+            words = gr.Textbox(
+                label="The same on the command line", interactive=False, max_lines=6, buttons=["copy"],
+                elem_classes="command",
+            )  # fmt: skip
     outputs, names = [status, shares, pictures, words], list(components)
 
     def run(*values: Any) -> Iterator[tuple]:

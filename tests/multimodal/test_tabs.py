@@ -123,7 +123,7 @@ def test_a_model_is_loaded_once_and_compiled_once(models, compilations):
     clip = models.open("clip", "runs/clip")
     compilations.clear()
     use("Draw", models, prompt="another", seed=5)
-    use("Paint", models, prompt="another", seed=5, lr=0.2)
+    use("Paint", models, prompt="another | cat:-0.2", seed=5, lr=0.2)
     assert compilations == []
     assert models.open("clip", "runs/clip") is clip
 
@@ -178,7 +178,8 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        ("bomb.png", bomb(10_000, 10_000), "bomb.png: 10000 x 10000 pixels; at most 50,000,000 are decoded"),
+        ("bomb.png", bomb(8_000, 8_000), "bomb.png: 8000 x 8000 pixels; at most 50,000,000 are decoded"),
+        ("worse.png", bomb(20_000, 20_000), "worse.png: too many pixels"),
         ("notes.png", b"no picture", "notes.png: not a readable image"),
         ("empty.png", b"", "empty.png: not a readable image"),
         ("half.png", Path(__file__).parent.parent.parent.joinpath("docs/emoji.png").read_bytes()[:3000], "half.png: not a"),
