@@ -10,6 +10,7 @@ from train_jax.errors import UserError
 
 
 def make_words(values: Values) -> list[str]:
+    """Makes the command line of `clip-jax classify`."""
     words = options(model=values["clip"], template=values["template"])
     # In one word: a list of labels may start with a hyphen.
     labels = f"--labels={values['labels']}"

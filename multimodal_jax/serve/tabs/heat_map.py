@@ -19,6 +19,7 @@ def _texts(values: Values) -> list[str]:
 
 
 def make_words(values: Values) -> list[str]:
+    """Makes the command line of `clip-jax heatmap`."""
     words = options(model=values["clip"], png="heat.png")
     return ["clip-jax", "heatmap", *words, *positional(Path(values["picture"]).name, *_texts(values))]
 

@@ -16,6 +16,7 @@ def _make_words(values: Values, folder: str) -> list[str]:
 
 
 def make_words(values: Values) -> list[str]:
+    """Makes the command line of `dalle-jax imagine`."""
     return _make_words(values, "pictures")
 
 

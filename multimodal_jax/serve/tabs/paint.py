@@ -21,6 +21,7 @@ def _make_words(values: Values, out: str) -> list[str]:
 
 
 def make_words(values: Values) -> list[str]:
+    """Makes the command line of `vqgan-jax paint`."""
     return _make_words(values, "painting.png")
 
 

@@ -18,6 +18,7 @@ def _make_words(values: Values, picture: str, folder: str) -> list[str]:
 
 
 def make_words(values: Values) -> list[str]:
+    """Makes the command line of `vqgan-jax reconstruct`."""
     return _make_words(values, Path(values["picture"]).name, "pictures")
 
 

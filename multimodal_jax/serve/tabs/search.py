@@ -12,6 +12,7 @@ _SIDE = 256  # pixels of a thumbnail
 
 
 def make_words(values: Values) -> list[str]:
+    """Makes the command line of `clip-jax search`."""
     picture = Path(values["picture"]).name if values["picture"] else None
     words = options(model=values["clip"], top=values["top"], image=picture)
     return ["clip-jax", "search", *words, *positional(values["index"], *filter(None, [values["text"]]))]
