@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # XLA takes and gives back large buffers in every update; an allocator that keeps them trains up to 1.5 times as fast on a CPU.
 PRELOAD ?= $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 
-.PHONY: help demo emoji test smoke slow test-peers fuzz lint docs bench lock
+.PHONY: help demo emoji serve test smoke slow test-peers test-app fuzz lint docs bench lock
 
 help:  ## List the targets and variables
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -34,19 +34,28 @@ help:  ## List the targets and variables
 
 demo: export LD_PRELOAD := $(PRELOAD)
 demo: $(STAMP)  ## Train a small CLIP, VQGAN and DALL-E; search, reconstruct, draw and paint images (runs/demo/index.html)
-	$(RUN) -m clip_jax.demo
-	$(RUN) -m vqgan_jax.demo
-	$(RUN) -m dalle_jax.demo
-	$(RUN) -m vqgan_jax.guided.demo
+	$(RUN) -m multimodal_jax demo
 
 # TARBALLS=FOLDER: npm's tarballs are there, and nothing is downloaded.
 emoji: export LD_PRELOAD := $(PRELOAD)
 emoji: $(STAMP)  ## The same with drawings by five artists, which npm downloads (runs/emoji/index.html; hours on two cores)
 	$(RUN) -m train_jax prepare emoji/64/held_out=none emoji/64/held_out=twemoji/languages=en+el $(if $(TARBALLS),--from=$(TARBALLS))
-	$(RUN) -m clip_jax.demo --data emoji
-	$(RUN) -m vqgan_jax.demo --data emoji
-	$(RUN) -m dalle_jax.demo --data emoji
-	$(RUN) -m vqgan_jax.guided.demo --data emoji
+	$(RUN) -m multimodal_jax demo --data emoji
+
+# gradio's requirements are not those of the lock files: it has an environment of its own.
+RUNS ?= runs/demo
+serve: export LD_PRELOAD := $(PRELOAD)
+serve test-app: VENV := .venv-app
+serve: .venv-app/installed  ## Open the page of trained models in the browser (RUNS=runs/demo)
+	$(RUN) -m multimodal_jax serve $(RUNS) $(ARGS)
+
+test-app: .venv-app/installed  ## Use the page in a headless Chromium (needs chromium)
+	$(RUN) -m pytest tests/multimodal $(ARGS)
+
+.venv-app/installed: setup.py
+	test -e .venv-app/bin/python || $(INTERPRETER) -m venv .venv-app
+	.venv-app/bin/python -m pip install --quiet --disable-pip-version-check -e '.[app,dev]' playwright
+	@touch $@
 
 test: $(STAMP)  ## Run the tests
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)

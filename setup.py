@@ -2,7 +2,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-_PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax")
+_PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "multimodal_jax")
 # Installed inside train_jax: `configs` alone is a name that any project may have.
 _CONFIGS = ("configs", "configs.clip", "configs.vqgan", "configs.dalle", "configs.unclip", "configs.machines")
 _README = Path(__file__).parent / "README.md"
@@ -66,6 +66,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "app": ["gradio>=6.31,<7"],  # multimodal-jax serve
         "cuda": ["jax[cuda]"],
         "tpu": ["jax[tpu]"],
         "dalle-mini": ["emoji>=2", "text-unidecode>=1.3"],  # captions beyond ASCII for dalle-mini
@@ -109,6 +110,7 @@ setup(
             "clip-jax = clip_jax.cli:main",
             "vqgan-jax = vqgan_jax.cli:main",
             "dalle-jax = dalle_jax.cli:main",
+            "multimodal-jax = multimodal_jax.__main__:main",
         ]
     },
 )

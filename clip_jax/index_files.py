@@ -55,6 +55,11 @@ def check_weights(directory: Path, meta: Mapping, name: str, fingerprint: str) -
         )
 
 
+def is_index(directory: Path) -> bool:
+    """Returns whether a directory holds the metadata of an index, readable or not."""
+    return (directory / _META).is_file()
+
+
 def read_meta(directory: Path) -> dict | None:
     """Reads the metadata of an index. Returns None if the directory is missing or empty.
 

@@ -6,6 +6,7 @@ User errors print one line and return exit code 2.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dalle_jax import output
@@ -58,7 +59,7 @@ example:
 A short name is written wherever a model is named. Its files are downloaded once, to the cache of the Hugging Face Hub.""",
     **unclip_cli.EXAMPLES,
 }
-_HALVES = ("top", "bottom", "left", "right")
+HALVES = ("top", "bottom", "left", "right")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,10 +67,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.run_command("dalle-jax", _make_parser().parse_args(arguments_lib.expand_home(argv)))
+    return command.run_command("dalle-jax", make_parser().parse_args(arguments_lib.expand_home(argv)))
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of `dalle-jax`, except of `train`."""
     description = "Generate, complete, score and vary images with DALL-E and unCLIP."
     parser, command_parser = command.parser("dalle-jax", description, _EXAMPLES)
     command_parser("train", "Train a model from a config, as train-jax does.")
@@ -111,7 +113,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "prompt", nargs="?", default="", metavar="PROMPT", help="description of the image (default: no prompt)"
     )
     complete.add_argument(
-        "--keep", required=True, metavar="PART", help=f"part to keep: {', '.join(_HALVES)}, or a PNG mask (white: keep)"
+        "--keep", required=True, metavar="PART", help=f"part to keep: {', '.join(HALVES)}, or a PNG mask (white: keep)"
     )
     add_sampling_options(complete, 8)
 
@@ -134,14 +136,29 @@ def _complete(arguments: argparse.Namespace) -> int:
 
 def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None = None) -> int:
     from dalle_jax.dalle import load
-    from vqgan_jax.stage2.rerank import open_reranker
 
-    preview = getattr(arguments, "preview", None)
     output.check_outputs(arguments)
     output.check_ranking(arguments)
+    dalle = load(arguments.model, dtype=arguments.dtype, vqgan=arguments.vqgan)
+    preview = getattr(arguments, "preview", None)
+    return draw(dalle, arguments, prompts, image, _make_previewer(Path(preview)) if preview else None)
+
+
+def draw(
+    dalle, arguments: argparse.Namespace, prompts: list[str], image: str | None = None, preview: Callable | None = None
+) -> int:
+    """Runs `generate`, or with an image `complete`, with a loaded model. Returns the exit code.
+
+    Args:
+      arguments: those of the command; `rerank` may be a loaded CLIP.
+      preview: as in `dalle_jax.Dalle.draw`.
+
+    Raises UserError for options that the model refuses.
+    """
+    from vqgan_jax.stage2.rerank import open_reranker
+
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "int8_cache")
     settings = {key: getattr(arguments, key) for key in names}
-    dalle = load(arguments.model, dtype=arguments.dtype, vqgan=arguments.vqgan)
     completion = {} if image is None else {"init_image": image, "keep": _read_keep_mask(arguments.keep, image, dalle)}
     reranker = arguments.rerank
     if reranker not in (None, "likelihood"):
@@ -151,7 +168,7 @@ def _draw(arguments: argparse.Namespace, prompts: list[str], image: str | None =
     if image is not None:
         metadata |= output.describe_image("init_image", image) | {"keep": arguments.keep}
     options = settings | completion | {"rerank": reranker, "best": arguments.best, "batch_size": arguments.batch_size}
-    options["preview"] = _make_previewer(Path(preview)) if preview else None
+    options["preview"] = preview
     return output.write_drawings(dalle, prompts, options, arguments, metadata)
 
 
@@ -184,7 +201,7 @@ def _read_keep_mask(part: str, image: str, dalle):
         return halves[part]
     if Path(part).suffix.lower() != ".png":
         raise UserError(
-            f"--keep {part}: name one of {', '.join(_HALVES)}, or a .png that is white where codes are kept"
+            f"--keep {part}: name one of {', '.join(HALVES)}, or a .png that is white where codes are kept"
         )
     try:
         picture = decode(part, convert=lambda image: image.convert("RGBA"))

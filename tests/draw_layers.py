@@ -25,9 +25,10 @@ FILE = ROOT / "docs" / "layers.svg"
 
 # In inches. At the width of a README (about 9 inches on a screen) text is as large as the page's.
 _LABELS, _GAP, _CHIP, _LINE, _FONT = 1.12, 0.08, 0.19, 0.23, 8.5
-_WIDTHS = {"nn_jax": 1.4, "train_jax": 2.0, "clip_jax": 1.95, "vqgan_jax": 2.0, "dalle_jax": 1.35}
+_WIDTHS = {"nn_jax": 1.4, "train_jax": 2.0, "clip_jax": 1.95, "vqgan_jax": 2.0, "dalle_jax": 1.35, "multimodal_jax": 1.3}
 _COLOURS = {
     "nn_jax": "#6b6b6b", "train_jax": "#3b6fb6", "clip_jax": "#2f8f5b", "vqgan_jax": "#c0622d", "dalle_jax": "#8a4fa3",
+    "multimodal_jax": "#a03a4e",
 }  # fmt: skip
 _ARCS, _HEAD = 0.85, 0.32
 

@@ -17,6 +17,7 @@ import yaml
 from ml_collections import ConfigDict
 from PIL import Image
 
+from multimodal_jax import __main__ as multimodal_cli
 from tests import check_site
 from train_jax import __main__ as train_cli
 from train_jax import config as config_lib
@@ -24,10 +25,11 @@ from train_jax import config_file
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax")
+PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "multimodal_jax")
 PROGRAMS = {
     "train-jax": train_cli.cli,
     **{f"{name}-jax": importlib.import_module(f"{name}_jax.cli").main for name in ("clip", "vqgan", "dalle")},
+    "multimodal-jax": multimodal_cli.main,
 }
 WITH_CONFIG = ("sweep", "plan", "evaluate", "finetune", "blend")  # subcommands of train-jax that take --config.NAME=VALUE
 # The config that a page of a model shows a part of.

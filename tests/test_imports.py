@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "configs")
+PACKAGES = ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "multimodal_jax", "configs")
 OUTSIDE = ("tests", "benchmarks", "notebooks")
 
 # Which other packages a package imports. Configs are loaded by path: no package imports them.
@@ -21,6 +21,7 @@ IMPORTED = {
     "clip_jax": ("nn_jax", "train_jax"),
     "vqgan_jax": ("nn_jax", "train_jax", "clip_jax"),
     "dalle_jax": ("nn_jax", "train_jax", "clip_jax", "vqgan_jax"),
+    "multimodal_jax": ("train_jax", "clip_jax", "vqgan_jax", "dalle_jax"),
 }
 # From the lowest up: a module imports from the layers below its own, and of its own layer modules of its own package. It is
 # in the layer of the longest name that it lies in; a package's own name stands for the modules that no layer names.
@@ -49,6 +50,7 @@ LAYERS = {
     "commands": """
         clip_jax.cli clip_jax.demo clip_jax.evaluate dalle_jax.cli dalle_jax.demo dalle_jax.unclip.cli vqgan_jax.cli
         vqgan_jax.demo vqgan_jax.guided.cli vqgan_jax.guided.demo""",
+    "all models": "multimodal_jax",
 }
 LEVELS = {name: level for level, names in enumerate(LAYERS.values()) for name in names.split()}
 # Models know what a run directory holds, not how it is written.
@@ -64,6 +66,7 @@ COMPARES = {"clip_jax.verify": {"torch", "transformers"}}
 EXTRAS = {
     "clip_jax.nearest": {"faiss"},
     "dalle_jax.text_normalizer": {"emoji", "text_unidecode"},
+    "multimodal_jax.serve.page": {"gradio"},
     "train_jax.datasets.emoji.drawings": {"resvg_py"},
     "train_jax.sweep.launch": {"submitit"},
     "train_jax.sweep.trials": {"optuna"},

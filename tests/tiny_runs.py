@@ -28,11 +28,18 @@ def config(name: str, **options) -> ConfigDict:
 
     The data are eight pictures, of one colour and with one caption each, which are written to `pictures`.
     """
+    c = base_config(f"{name}_jax.task", model=_MODELS[name], **_OPTIONS[name])
+    c.update(options)
+    return c
+
+
+def base_config(task: str, **options) -> ConfigDict:
+    """Two updates of a task on the data of `config`, with other options laid over it."""
     Path("pictures").mkdir(exist_ok=True)
     for index, colour in enumerate(np.random.default_rng(0).integers(0, 256, (8, 3)).tolist()):
         Image.new("RGB", (16, 16), tuple(colour)).save(f"pictures/{index}.png")
         Path(f"pictures/{index}.txt").write_text(f"picture {index}", "utf-8")
-    c = ConfigDict({"task": f"{name}_jax.task", "steps": 2, "log_every": 1, "model": _MODELS[name], **_OPTIONS[name]})
+    c = ConfigDict({"task": task, "steps": 2, "log_every": 1})
     c.optim = {"name": "sgd"}  # what compiles soonest
     c.data = {"source": "folder:pictures", "batch_size": 8}
     c.update(options)

@@ -6,6 +6,7 @@ Errors of the user are reported in one line, with exit code 2.
 import argparse
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from train_jax import arguments as arguments_lib
@@ -77,10 +78,11 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["train"]:
         return command.train(argv[1:])
-    return command.run_command("vqgan-jax", _build_parser().parse_args(arguments_lib.expand_home(argv)))
+    return command.run_command("vqgan-jax", make_parser().parse_args(arguments_lib.expand_home(argv)))
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of `vqgan-jax`, except of `train`."""
     parser, command_parser = command.parser("vqgan-jax", "Encode images to codes, decode and sample codes.", _EXAMPLES)
     command_parser("train", "Train a model from a config; the same as train-jax.")
 
@@ -193,18 +195,27 @@ def _read_images(vq, paths: list[Path]) -> tuple[list[Path], list]:
 
 
 def _reconstruct(arguments: argparse.Namespace) -> int:
+    from vqgan_jax.vqgan import load
+
+    _check_outputs(arguments, "the sheet")
+    return reconstruct(lambda: load(arguments.model, dtype=arguments.dtype), arguments)
+
+
+def reconstruct(load: Callable, arguments: argparse.Namespace) -> int:
+    """Runs `reconstruct` with the model that `load()` returns, which is called when the outputs are checked.
+
+    Returns the exit code. Raises UserError if no image can be read.
+    """
     import numpy as np
 
     from train_jax.pictures import PictureFolder, enlarged_grid
     from vqgan_jax.metrics import psnr
-    from vqgan_jax.vqgan import load
 
-    _check_outputs(arguments, "the sheet")
     paths = [Path(image) for image in arguments.images]
     if arguments.folder:
         files = _output_paths(Path(arguments.folder), [path.name for path in paths], "IMAGE")
         names = {path: file.name for path, file in zip(paths, files, strict=True)}
-    vq, num_readable, rows, pictures = load(arguments.model, dtype=arguments.dtype), 0, [], None
+    vq, num_readable, rows, pictures = load(), 0, [], None
     if arguments.folder:
         metadata = {"model": vq.fingerprint, "dtype": vq.compute.dtype}
         pictures = PictureFolder(arguments.folder, RECONSTRUCT_KEY, metadata)

@@ -82,14 +82,21 @@ def add_commands(command_parser: Callable) -> None:
 
 
 def _imagine(arguments: argparse.Namespace) -> int:
-    from vqgan_jax.stage2.rerank import open_reranker
-
     prompts = arguments_lib.lines(arguments.prompts, "a prompt")
     output.check_outputs(arguments)
     output.check_ranking(arguments)
+    return imagine(_load(arguments, prior=arguments.prior), arguments, prompts)
+
+
+def imagine(unclip, arguments: argparse.Namespace, prompts: list[str]) -> int:
+    """Runs `imagine` with a loaded model; `arguments.rerank` may be a loaded CLIP. Returns the exit code.
+
+    Raises UserError for options that the model refuses.
+    """
+    from vqgan_jax.stage2.rerank import open_reranker
+
     names = ("seed", "guidance", "prior_guidance", "steps", "prior_steps", "eta")
     settings = {name: getattr(arguments, name) for name in names}
-    unclip = _load(arguments, prior=arguments.prior)
     reranker = open_reranker(arguments.rerank, arguments.dtype) if arguments.rerank else None
     metadata = _metadata(arguments, unclip) | settings | {"n": arguments.n, "best": arguments.best}
     metadata["rerank"] = getattr(reranker, "fingerprint", None)

@@ -45,7 +45,7 @@ def pip(command: list[str], **options) -> None:
 def test_an_installed_wheel_holds_every_config_by_name(tmp_path):
     """Made of a copy's archive of sources, installed without network; no package has a name that others could have."""
     source, wheels = tmp_path / "source", tmp_path / "wheels"
-    for name in ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "configs"):
+    for name in ("nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "multimodal_jax", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
         shutil.copy(ROOT / name, source)
@@ -61,9 +61,9 @@ def test_an_installed_wheel_holds_every_config_by_name(tmp_path):
     installed = {file.relative_to(tmp_path / "site") for file in (tmp_path / "site").glob("train_jax/configs/*/*.py")}
     assert {file.relative_to("train_jax").as_posix() for file in installed} == files
     tops = {path.name for path in (tmp_path / "site").iterdir() if path.suffix != ".dist-info"} - {"bin"}
-    assert tops == {"nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax"}
+    assert tops == {"nn_jax", "train_jax", "clip_jax", "vqgan_jax", "dalle_jax", "multimodal_jax"}
     commands = {path.name for path in (tmp_path / "site" / "bin").iterdir()}
-    assert commands == {"train-jax", "clip-jax", "vqgan-jax", "dalle-jax"}
+    assert commands == {"train-jax", "clip-jax", "vqgan-jax", "dalle-jax", "multimodal-jax"}
     assert all((tmp_path / "site" / top / "py.typed").exists() for top in tops)
     code = "from train_jax import config_file as f; print(f.__file__); print({n: f.load(n).steps for n in f.names()})"
     run = subprocess.run(

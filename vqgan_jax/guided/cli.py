@@ -258,7 +258,7 @@ def _parse_yaml_value(path: str, name: str, value: Any) -> Any:
         raise UserError(f"{path}: {name} = {value!r}; it must be {expected}") from error
 
 
-def _validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, str]:
+def validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, str]:
     """Validates a request before models are loaded, and hashes its input files.
 
     Args:
@@ -302,12 +302,12 @@ def _paint(arguments: argparse.Namespace) -> int:
         request = parse_request(arguments)
         if arguments.video and not request.motion and not arguments.repeat:
             request.options.setdefault("save_every", _VIDEO_STEPS)
-        files = _validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
+        files = validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
         if request.motion and not arguments.video and not arguments.repeat:
             raise UserError("--frames creates an animation: name the video file by --video")
         vq, clips = _load_models(request, arguments.repeat, files)
-        run = _run_animation if request.motion else _run_painting
-        run(arguments, request, vq, clips, out, _make_metadata(request, vq, clips, files))
+        run = _run_animation if request.motion else run_painting
+        run(arguments, request, vq, clips, make_metadata(request, vq, clips, files))
     except (ConfigError, FloatingPointError) as error:
         raise UserError(str(error)) from error
     print(f"wrote {out}{f' and {arguments.video}' if arguments.video else ''}", file=sys.stderr)
@@ -346,7 +346,7 @@ def _hash_files(request: PaintRequest) -> dict[str, str]:
     return hashes | ({options.prior.prior: metadata.hash_run(options.prior.prior)} if options.prior else {})
 
 
-def _make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
+def make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
     """Creates the metadata of a PNG."""
     run = request.run
     return {
@@ -364,8 +364,15 @@ def _make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -
     }
 
 
-def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields: dict[str, Any]) -> None:
-    """Paints images and writes the outputs."""
+def run_painting(
+    arguments, request: PaintRequest, vq, clips, fields: dict[str, Any], preview: Callable | None = None
+) -> None:
+    """Paints images and writes the outputs.
+
+    Args:
+      fields: metadata of the images.
+      preview: as in `guided.paint`; None: writes the file `arguments.preview`, if it is set.
+    """
     from PIL import Image
 
     from train_jax.pictures import enlarged_grid, image_grid
@@ -383,14 +390,16 @@ def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields
         """Returns the only image, or a grid with one row per prompt, in which what is transparent is white."""
         return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(group_by_prompt(over_white(images)))
 
-    preview = arguments.preview
+    def write_preview(step, images, losses) -> None:
+        make_sheet(images).save(arguments.preview)
+
     painting = paint(
         vq, clips, prompts, seed=request.run["seed"], n=n, clip_weights=request.run["clip_weights"],
         resume_from=arguments.resume, state_file=arguments.state,
-        preview=preview and (lambda step, images, losses: make_sheet(images).save(preview)), **request.options,
+        preview=preview or (write_preview if arguments.preview else None), **request.options,
     )  # fmt: skip
     selection = slice(None) if request.only is None else slice(request.only, request.only + 1)
-    metadata.save(make_sheet(painting.images[selection]), out, fields)
+    metadata.save(make_sheet(painting.images[selection]), arguments.out, fields)
     if arguments.folder:
         folder = Path(arguments.folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -404,7 +413,7 @@ def _run_painting(arguments, request: PaintRequest, vq, clips, out: Path, fields
         video.write(arguments.video, frames, arguments.fps)
 
 
-def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, fields: dict[str, Any]) -> None:
+def _run_animation(arguments, request: PaintRequest, vq, clips, fields: dict[str, Any]) -> None:
     """Paints an animation and writes the outputs."""
     from PIL import Image
 
@@ -423,7 +432,7 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, out: Path, field
         clip_weights=request.run["clip_weights"],
         preview=preview and (lambda index, image: Image.fromarray(image).save(preview)), **request.options,
     )  # fmt: skip
-    metadata.save(Image.fromarray(animation.frames[-1]), out, fields)
+    metadata.save(Image.fromarray(animation.frames[-1]), arguments.out, fields)
     if arguments.video:
         video.write(arguments.video, list(over_white(animation.frames)), arguments.fps)
 

@@ -241,7 +241,7 @@ class CodeGenerator:
         """
         self._check_conditions(conditions)
         if options.get("rerank") not in (None, LIKELIHOOD):
-            options["rerank"] = open_reranker(options["rerank"])  # once
+            options["rerank"] = open_reranker(options["rerank"], self.dtype)  # once
         options |= {"only": only, "batch_size": batch_size, "progress": progress}
         yield from stream_drawings(self.draw, conditions, n, **options)
 

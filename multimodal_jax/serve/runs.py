@@ -1,0 +1,108 @@
+"""What a folder of runs holds: models by kind, and the commands that make what is missing."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clip_jax.index_files import SearchError, is_index, read_meta
+from train_jax import run_directory
+from train_jax.errors import LoadError, UserError
+
+KINDS = {
+    "clip": "CLIP",
+    "index": "index of pictures",
+    "vqgan": "VQGAN",
+    "dalle": "DALL-E",
+    "unclip": "decoder of unCLIP",
+}
+_TASKS = {
+    "clip_jax.task": "clip",
+    "vqgan_jax.task": "vqgan",
+    "dalle_jax.task": "dalle",
+    "dalle_jax.unclip.decoder_task": "unclip",
+}
+_DEPTH = 2  # levels below the folder where runs are looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Models and indexes of a folder.
+
+    Attributes:
+      folder: the folder, as the user wrote it.
+      paths: kind -> paths of the run directories and indexes, below `folder`.
+      damaged: sentences on runs that cannot be read.
+    """
+
+    folder: Path
+    paths: Mapping[str, tuple[Path, ...]]
+    damaged: tuple[str, ...]
+
+    def missing(self, kinds: tuple[str, ...]) -> list[str]:
+        """Returns those of the kinds of which there is no model."""
+        return [kind for kind in kinds if not self.paths[kind]]
+
+    def commands(self, kind: str) -> list[str]:
+        """Returns the command lines that make a model of this kind in the folder."""
+
+        def train(name: str, config: str, **artifacts: Path) -> str:
+            options = [f"--config.{key}.path={path}" for key, path in artifacts.items()]
+            return shlex.join(["train-jax", f"--config={config}", f"--workdir={self.folder / name}", *options])
+
+        index = ["clip-jax", "index", "IMAGES", "--model", str(self._first("clip")), "--out", str(self.folder / "index")]
+        clip, vqgan = (self._first(kind) for kind in ("clip", "vqgan"))
+        prior = self.folder / "unclip-prior"
+        return {
+            "clip": [train("clip", "clip/demo")],
+            "vqgan": [train("vqgan", "vqgan/demo")],
+            "dalle": [train("dalle", "dalle/demo", vqgan=vqgan)],
+            "index": [shlex.join(index)],
+            "unclip": [
+                train(prior.name, "unclip/prior_shapes", clip=clip),
+                train("unclip-decoder", "unclip/decoder_shapes", clip=clip, prior=prior),
+            ],
+        }[kind]
+
+    def _first(self, kind: str) -> Path:
+        return (*self.paths[kind], self.folder / kind)[0]
+
+
+def find_runs(folder: str | Path) -> Runs:
+    """Finds runs and indexes in a folder and two levels below, sorted by path.
+
+    A folder that is one itself is not searched further. Raises UserError if there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; make one with multimodal-jax demo, which writes runs/demo")
+    paths, damaged = {kind: [] for kind in KINDS}, []
+    for path, kind in _walk(folder, _DEPTH, damaged):
+        paths[kind].append(path)
+    return Runs(folder, {kind: tuple(found) for kind, found in paths.items()}, tuple(damaged))
+
+
+def _walk(folder: Path, depth: int, damaged: list[str]) -> Iterator[tuple[Path, str]]:
+    try:
+        config = run_directory.read_config(folder)
+        kind = _TASKS.get(config["task"]) if config is not None else _index_kind(folder)
+        is_run = config is not None or kind is not None
+    except (LoadError, SearchError) as error:
+        damaged.append(str(error))
+        return
+    if kind is not None:
+        yield folder, kind
+    if is_run or not depth:
+        return
+    try:
+        below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        damaged.append(f"{folder}: {error.strerror}")
+        return
+    for path in below:
+        yield from _walk(path, depth - 1, damaged)
+
+
+def _index_kind(folder: Path) -> str | None:
+    """Returns "index" for an index. Raises SearchError if it cannot be read."""
+    return "index" if is_index(folder) and read_meta(folder) is not None else None

@@ -1,0 +1,32 @@
+"""The command `multimodal-jax`: the demos in a row, and a page that cannot be opened."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from multimodal_jax import __main__, demo
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((0, 0, 0, 0), 0), ((0, 130), 130), ((2,), 2)])
+def test_the_demo_runs_its_parts_until_one_fails(codes, expected, monkeypatch):
+    commands, left = [], list(codes)
+
+    def run(command, check):
+        assert not check
+        commands.append(command)
+        return SimpleNamespace(returncode=left.pop(0))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert __main__.main(["demo", "--data", "emoji", "--workdir", "there"]) == expected
+    options = ["--data", "emoji", "--workdir", "there"]
+    assert commands == [[sys.executable, "-m", part, *options] for part in demo.PARTS[: len(codes)]]
+
+
+def test_a_folder_that_is_none_and_a_missing_gradio_are_sentences(tmp_path, monkeypatch, capsys):
+    assert __main__.main(["serve", str(tmp_path / "none")]) == 2
+    assert "no such folder; make one with multimodal-jax demo" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert __main__.main(["serve", str(tmp_path)]) == 2
+    assert "pip install 'multimodal-jax[app]'" in capsys.readouterr().err
