@@ -4,11 +4,12 @@
     train-jax --config=configs/unclip/decoder_shapes.py --workdir=runs/unclip-decoder-shapes \
         --config.clip.path=runs/clip-shapes --config.prior.path=runs/unclip-prior-shapes
 
-Needs the CLIP of `configs/clip/shapes.py` and the prior of `configs/unclip/prior_shapes.py`, and may share its embeddings
-(`--config.embeddings.dir=runs/unclip-prior-shapes/embeddings`). On one of two CPU cores, beside other work: 75 minutes. Of 256
-prompts, one sample each at guidance 3, read by the oracle, with the prior after 2,000 of its 4,000 updates: one object 39.1 %
-correct on pairs of `train` and 29.7 % on `novel`, captions of two objects 0.8 %. It is undertrained: after 2,000 updates it
-had 20.3 and 10.9 % (with the whole prior), and backgrounds have colours that no scene has.
+Needs the CLIP of `configs/clip/shapes.py` and the prior of `configs/unclip/prior_shapes.py`, and may share its
+embeddings (`--config.embeddings.dir=runs/unclip-prior-shapes/embeddings`). On one of two CPU cores, beside other work:
+75 minutes. Of 256 prompts, one sample each at guidance 3, read by the oracle, with the prior after 2,000 of its 4,000
+updates: one object 39.1 % correct on pairs of `train` and 29.7 % on `novel`, captions of two objects 0.8 %. It is
+undertrained: after 2,000 updates it had 20.3 and 10.9 % (with the whole prior), and backgrounds have colours that no
+scene has.
 """
 
 from ml_collections import ConfigDict

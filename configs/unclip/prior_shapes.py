@@ -3,10 +3,10 @@
     train-jax prepare shapes/32/train=100000
     train-jax --config=configs/unclip/prior_shapes.py --workdir=runs/unclip-prior-shapes --config.clip.path=runs/clip-shapes
 
-On one of two CPU cores, which had much other work: 56 minutes, 42 at the 1.6 updates a second of a quiet one. Cosine of a
-sampled embedding and that of a true image of the caption, neither guided: 0.984 on `test`, 0.972 on `novel`.
-`--config.model.type=linear` is the baseline, which trains in 10 minutes: 0.963 and 0.956. `--config.model.type=autoregressive`
-is the paper's other prior, of 64 of 128 components.
+On one of two CPU cores, which had much other work: 56 minutes, 42 at the 1.6 updates a second of a quiet one. Cosine of
+a sampled embedding and that of a true image of the caption, neither guided: 0.984 on `test`, 0.972 on `novel`.
+`--config.model.type=linear` is the baseline, which trains in 10 minutes: 0.963 and 0.956.
+`--config.model.type=autoregressive` is the paper's other prior, of 64 of 128 components.
 """
 
 from ml_collections import ConfigDict
