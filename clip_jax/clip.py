@@ -34,7 +34,7 @@ from train_jax.compute import inference_dtype
 from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer
 from train_jax.weights import single_file
-from train_jax.weights.layout import flatten
+from train_jax.weights.layout import flatten, hash_arrays
 
 __all__ = ["Clip", "LoadError", "load", "save", "save_hf", "save_open_clip", "to_bytes"]
 log = logging.getLogger(__name__)
@@ -247,11 +247,9 @@ def _compute_fingerprint(module: model_lib.CLIP, variables, tokenizer: AnyTokeni
     digest = hashlib.sha256()
     identity = {**module.options.identity(), "eos_id": module.eos_id}  # not implied by parameter shapes
     digest.update(json.dumps(identity, sort_keys=True).encode())
-    leaves = {f"{collection}/{name}": x for collection, tree in variables.items() for name, x in flatten(tree).items()}
-    for name in sorted(leaves):
-        leaf = np.ascontiguousarray(leaves[name])
-        digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode())
-        digest.update(leaf.view(np.uint8).data if leaf.ndim else leaf.tobytes())
+    # Scalars count as vectors of one number.
+    leaves = {f"{kind}/{name}": np.atleast_1d(x) for kind, tree in variables.items() for name, x in flatten(tree).items()}
+    hash_arrays(digest, leaves)
     digest.update(tokenizer.fingerprint.encode())
     digest.update(preprocess.to_json().encode())
     return digest.hexdigest()

@@ -36,6 +36,7 @@ from train_jax.paths import AnyPath
 from train_jax.prepare import describe
 from train_jax.task import Task
 from train_jax.weights import single_file
+from train_jax.weights.layout import hash_arrays
 
 FILE = "adapters.safetensors"  # in a run directory
 _KEY = "train_jax.adapters"  # of the description in the metadata
@@ -151,8 +152,7 @@ def _check_kernel(name: str, x: np.ndarray, base: Mapping[str, np.ndarray], mess
 def _compute_hash(arrays: Mapping[str, np.ndarray]) -> str:
     """Computes a hexadecimal SHA-256 of arrays and their names."""
     digest = hashlib.sha256()
-    for name, x in sorted(arrays.items()):
-        digest.update(f"{name} {x.dtype} {list(x.shape)}\n".encode() + np.ascontiguousarray(x).tobytes())
+    hash_arrays(digest, arrays)
     return digest.hexdigest()
 
 

@@ -21,7 +21,7 @@ from train_jax.compute import Compute, inference_dtype
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
 from train_jax.weights import single_file
-from train_jax.weights.layout import flatten, to_peer
+from train_jax.weights.layout import flatten, hash_arrays, to_peer
 from vqgan_jax import model as model_lib
 from vqgan_jax.model import VQGANOptions
 from vqgan_jax.pretrained import Checkpoint, diffusers, open_checkpoint, taming
@@ -204,10 +204,9 @@ def compile_programs(module: model_lib.Autoencoder) -> Programs:
 def _fingerprint(options: VQGANOptions, variables: Mapping) -> str:
     digest = hashlib.sha256()
     digest.update(json.dumps(options.identity(), sort_keys=True).encode())
-    leaves = {f"{kind}/{name}": x for kind, tree in variables.items() for name, x in flatten(tree).items()}
-    for name in sorted(leaves):
-        leaf = np.ascontiguousarray(leaves[name])
-        digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode() + leaf.tobytes())
+    # Scalars count as vectors of one number.
+    leaves = {f"{kind}/{name}": np.atleast_1d(x) for kind, tree in variables.items() for name, x in flatten(tree).items()}
+    hash_arrays(digest, leaves)
     return digest.hexdigest()
 
 

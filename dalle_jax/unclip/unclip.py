@@ -20,7 +20,7 @@ from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer
 from train_jax.errors import in_float32
 from train_jax.options import Options
-from train_jax.weights.layout import flatten
+from train_jax.weights.layout import flatten, hash_arrays
 from vqgan_jax.stage2.generator import stream_drawings
 from vqgan_jax.stage2.rerank import clip_scores, open_reranker
 from vqgan_jax.stage2.sampling import first_samples
@@ -83,9 +83,7 @@ class Unclip:
         for part in (self.prior, self.decoder, self.upsampler):
             if part is not None:
                 digest.update(repr(_describe(part.stage)).encode())
-                for name, leaf in sorted(flatten(part.variables).items()):
-                    digest.update(f"{name} {leaf.dtype} {list(leaf.shape)}\n".encode())
-                    digest.update(np.ascontiguousarray(leaf).tobytes())
+                hash_arrays(digest, flatten(part.variables))
         return digest.hexdigest()
 
     # -----------------------------------------------------------------------------------------------------------------

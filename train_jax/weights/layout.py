@@ -7,6 +7,7 @@ has stacked blocks.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -202,6 +203,13 @@ def flatten(tree: Mapping) -> dict[str, np.ndarray]:
 
     visit("", tree)
     return params
+
+
+def hash_arrays(digest: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """Adds names, dtypes, shapes and bytes of arrays to a hash of `hashlib`, in the order of their names."""
+    for name, x in sorted(arrays.items()):
+        digest.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(x).view(np.uint8).data)
 
 
 def _stack_blocks(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

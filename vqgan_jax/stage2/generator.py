@@ -23,7 +23,7 @@ from train_jax import inference
 from train_jax.compute import TransformerCompute
 from train_jax.data.images import Preprocess, decode
 from train_jax.errors import ConfigError, LoadError, in_float32
-from train_jax.weights.layout import flatten
+from train_jax.weights.layout import flatten, hash_arrays
 from vqgan_jax.stage2 import model as model_lib
 from vqgan_jax.stage2 import sampling
 from vqgan_jax.stage2.condition import Condition
@@ -104,8 +104,7 @@ class CodeGenerator:
         model_lib.check_shapes(module, params, name)
         digest = hashlib.sha256(f"{vqgan.fingerprint} {condition.fingerprint} {size}".encode())
         digest.update(json.dumps(options.identity(), sort_keys=True).encode())
-        for key, leaf in sorted(flatten(params).items()):
-            digest.update(f"{key} {leaf.dtype} {list(leaf.shape)}\n".encode() + np.ascontiguousarray(leaf).tobytes())
+        hash_arrays(digest, flatten(params))
         variables = inference.on_devices(round_weights(params, module.dtype))
         return cls(module, variables, condition, vqgan, size, digest.hexdigest(), name)
 
