@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,18 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
     monkeypatch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
     monkeypatch.setattr(socket, "getaddrinfo", guarded_lookup)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_programs() -> Iterator[None]:
+    """Frees the compiled programs of a test file at its end.
+
+    Each takes some dozens of mappings of memory, of which Linux allows a process 65,530: two thousand tests fill them.
+    """
+    import jax
+
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -32,9 +32,10 @@ def unet_flops(options: UNetOptions, out_channels: int, in_channels: int, clip: 
         flops = dense_flops(pixels, width, 4 * width) + 2 * dense_flops(tokens, options.context_dim, width)
         return flops + 2 * dense_flops(pixels, width, pixels + tokens)
 
-    total = conv_flops(options.size, options.size, 3, in_channels, channels[0])
+    side, pixels = options.size // options.patch, options.patch**2
+    total = conv_flops(side, side, 3, in_channels * pixels, channels[0])
     total += dense_flops(1, channels[0], embed) + dense_flops(1, embed, embed)
-    skips, width, side = [channels[0]], channels[0], options.size
+    skips, width = [channels[0]], channels[0]
     for level, outputs in enumerate(channels):
         for _ in range(blocks):
             total += block(side, width, outputs) + (attention(side, outputs) if level in options.attention else 0)
@@ -54,4 +55,4 @@ def unet_flops(options: UNetOptions, out_channels: int, in_channels: int, clip: 
         if level:
             side *= 2
             total += block(side, width, width)
-    return total + conv_flops(options.size, options.size, 3, width, out_channels)
+    return total + conv_flops(side, side, 3, width, out_channels * pixels)

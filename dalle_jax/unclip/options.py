@@ -55,13 +55,22 @@ class PriorOptions(PriorModelOptions):
 class UNetOptions(Options):
     """Options of a U-Net without attention: an upsampler (arXiv 2204.06125, section 2.1)."""
 
+    added = ("patch",)
     size: int = option(256, "side of the images in pixels", least=1)
+    patch: int = option(
+        1, "side of the patches of pixels that are the positions of the highest resolution (arXiv 2301.11093)", least=1
+    )
     channels: tuple[int, ...] = option((320, 640, 960, 1280), "channels of each level, from the highest resolution", least=2)
     blocks: int = option(3, "number of residual blocks of a level; on the way up, one more", least=1)
     groups: int = option(32, "number of groups of group norms", least=1)
     scale_shift: bool = option(
         False, "whether the timestep scales and shifts the normalised features, or is added before the norm"
     )
+
+    @property
+    def factor(self) -> int:
+        """Side in pixels of a position of the lowest resolution."""
+        return self.patch * 2 ** (len(self.channels) - 1)
 
     @property
     def attention(self) -> tuple[int, ...]:
@@ -73,8 +82,8 @@ class UNetOptions(Options):
         self.require(self.channels[0] % 2 == 0, path, "channels", "even: sines and cosines of the timestep")
         is_divisible = all(channels % self.groups == 0 for channels in self.channels)
         self.require(is_divisible, path, "groups", f"a divisor of all {path}.channels = {self.channels}")
-        factor = 2 ** (len(self.channels) - 1)
-        self.require(self.size % factor == 0, path, "size", f"divisible by {factor}, for {len(self.channels)} levels")
+        levels = f"for {len(self.channels)} levels of patches of {self.patch}"
+        self.require(self.size % self.factor == 0, path, "size", f"divisible by {self.factor}, {levels}")
 
 
 @dataclasses.dataclass(frozen=True)

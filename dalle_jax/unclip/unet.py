@@ -25,6 +25,20 @@ def average_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 
 
+def space_to_depth(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
+    """Makes each patch of `patch` x `patch` pixels one position, with the channels of all of its pixels."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).swapaxes(2, 3)
+    return x.reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b h2 w2 c2"]:
+    """Inverts `space_to_depth`."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, patch, patch, c // patch**2).swapaxes(2, 3)
+    return x.reshape(b, h * patch, w * patch, c // patch**2)
+
+
 class ResidualBlock(nn.Module):
     """Residual block that depends on an embedding, by a scale and shift after its second norm, or a sum before it.
 
@@ -119,15 +133,14 @@ class UNet(nn.Module):
 
         Args:
           x: noised image, in [-1, 1] at t = 0; of an upsampler, and the resized small image as further channels. Sides are
-            divisible by 2 ** (levels - 1).
+            divisible by `UNetOptions.factor`.
           context: condition, which attention needs; see `dalle_jax.unclip.context`.
 
         Raises ValueError for other sides, or if the context is missing.
         """
         options, dtype, remat = self.options, self.compute.array_dtype, self.compute.remat
-        factor = 2 ** (len(options.channels) - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"images of {x.shape[1]} x {x.shape[2]} pixels; sides must be divisible by {factor}")
+        if x.shape[1] % options.factor or x.shape[2] % options.factor:
+            raise ValueError(f"images of {x.shape[1]} x {x.shape[2]} pixels; sides must be divisible by {options.factor}")
         if options.attention and context is None:
             raise ValueError("a U-Net with attention needs a context")
         embedding = TimeEmbedding(options.channels[0], 4 * options.channels[0], dtype, name="time_embedding")(t)
@@ -152,7 +165,7 @@ class UNet(nn.Module):
             return x
 
         levels = range(len(options.channels))
-        x = Conv(options.channels[0], 3, dtype, name="conv_in")(x)
+        x = Conv(options.channels[0], 3, dtype, name="conv_in")(space_to_depth(x, options.patch))
         skips = [x]
         for level in levels:
             for index in range(options.blocks):
@@ -174,4 +187,6 @@ class UNet(nn.Module):
             x = nn.with_logical_constraint(x, ("batch", None, None, None))
         x = nn.silu(group_norm(options.groups, dtype, "norm_out", _EPS)(x))
         axes = ("channels_in", "norm")
-        return Conv(self.out_channels, 3, dtype, std=0.0, axes=axes, out_dtype=jnp.float32, name="conv_out")(x)
+        features = self.out_channels * options.patch**2
+        x = Conv(features, 3, dtype, std=0.0, axes=axes, out_dtype=jnp.float32, name="conv_out")(x)
+        return depth_to_space(x, options.patch)

@@ -452,6 +452,10 @@ def _export_prior(options: PriorOptions) -> dict[str, Any]:
 
 
 def _export_unet(options: UNetOptions, diffusion: Diffusion) -> dict[str, Any]:
+    if options.patch != 1:
+        raise ValueError(
+            f"the U-Nets of UnCLIPPipeline have no patches, this one's are of {options.patch}: save_karlo cannot write it"
+        )
     kinds = [("SimpleCrossAttn" if i in options.attention else "Resnet") for i in range(len(options.channels))]
     return {
         "sample_size": options.size,

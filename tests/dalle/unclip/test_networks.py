@@ -1,5 +1,6 @@
 """Every network of a tiny unCLIP against diffusers' (`tests/golden/make_unclip.py`), and how networks start to train."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -123,8 +124,8 @@ def example(network: str) -> tuple:
         return (draw(6), t, *text)
     if network == "context":
         return (draw(6), *text, jnp.array([False, True]))
-    if network == "upsampler":
-        return (draw(8, 8, 6), t)
+    if network in ("upsampler", "patched"):
+        return (draw(8, 8, 12 if network == "patched" else 6), t)
     return (draw(8, 8, 3), t, Context(draw(32), draw(7, 10), jnp.pad(mask, ((0, 0), (4, 0)), constant_values=True)))
 
 
@@ -133,7 +134,8 @@ def build(network: str, compute: TransformerCompute, dropout: float = 0.0) -> nn
         return PriorTransformer(PRIOR, compute, dropout)
     if network == "context":
         return ContextEncoder(DECODER, compute)
-    return UNet(*((DECODER, 6) if network == "decoder" else (UPSAMPLER, 3)), compute, dropout)
+    sizes = {"decoder": (DECODER, 6), "upsampler": (UPSAMPLER, 3), "patched": (UPSAMPLER, 12)}
+    return UNet(*sizes[network], compute, dropout)
 
 
 @functools.cache
@@ -221,6 +223,22 @@ def test_every_parameter_names_its_axes(network):
     assert all(len(leaf.names) == len(leaf.value.shape) for leaf in leaves)
 
 
+def test_patches_are_the_channels_of_a_smaller_u_net():
+    """Against a loop over the pixels of a patch."""
+    x, t = example("upsampler")
+    patched = UNet(dataclasses.replace(UPSAMPLER, size=16, patch=2), 3)
+    large = jnp.tile(x[..., :3], (1, 2, 2, 1)) * jnp.linspace(0, 1, 16)[:, None, None]
+    variables = params("patched")
+    pixels = [(row, column) for row in range(2) for column in range(2)]
+    cut = jnp.concatenate([large[:, row::2, column::2] for row, column in pixels], axis=-1)
+    small = UNet(UPSAMPLER, 12).apply({"params": variables}, cut, t)
+    output = patched.apply({"params": variables}, large, t)
+    assert output.shape == large.shape
+    for index, (row, column) in enumerate(pixels):
+        expected = small[..., 3 * index : 3 * index + 3]
+        np.testing.assert_allclose(output[:, row::2, column::2], expected, atol=1e-5)
+
+
 def test_wrong_inputs_are_refused():
     x, t, context = example("decoder")
     module = build("decoder", TransformerCompute())
@@ -237,7 +255,8 @@ def test_wrong_inputs_are_refused():
         (PriorOptions, {"width": 8, "heads": 3}, "model.heads = 3; it must be a divisor of model.width = 8"),
         (UNetOptions, {"channels": (48,)}, r"model.groups = 32; it must be a divisor of all model.channels = \(48,\)"),
         (UNetOptions, {"channels": ()}, r"model.channels = \(\); it must be one or more"),
-        (UNetOptions, {"size": 12}, "model.size = 12; it must be divisible by 8, for 4 levels"),
+        (UNetOptions, {"size": 12}, "model.size = 12; it must be divisible by 8, for 4 levels of patches of 1"),
+        (UNetOptions, {"size": 40, "patch": 2}, "model.size = 40; it must be divisible by 16, for 4 levels of patches of 2"),
         (DecoderOptions, {"attention": (4,)}, r"model.attention = \(4,\); it must be one or more of the levels \(0, 1"),
         (DecoderOptions, {"attention": ()}, r"model.attention = \(\); it must be one or more of the levels"),
         (DecoderOptions, {"head_dim": 96}, "model.head_dim = 96; it must be a divisor of the channels"),

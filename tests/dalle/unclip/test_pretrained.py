@@ -1,5 +1,6 @@
 """unCLIP's public formats: diffusers' directories, both ways, and karlo's own files; what is not karlo's is refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -71,6 +72,10 @@ def test_saved_for_diffusers_it_is_the_directory_that_it_came_from(karlo, tmp_pa
     assert (again.prior, again.decoder, again.super_res) == (karlo.prior, karlo.decoder, karlo.super_res)
     with pytest.raises(FileExistsError, match="holds files already"):
         save_karlo(karlo, tmp_path / "saved")
+    patched = dataclasses.replace(karlo, decoder=dataclasses.replace(karlo.decoder, patch=2))
+    with pytest.raises(ValueError, match="have no patches, this one's are of 2: save_karlo cannot write it"):
+        save_karlo(patched, tmp_path / "patched")
+    assert not (tmp_path / "patched").exists()
 
 
 def test_a_text_tower_of_any_clip_is_one():
