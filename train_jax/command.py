@@ -80,6 +80,30 @@ def run_command(program: str, arguments: argparse.Namespace, again: str = "") ->
     return 2
 
 
+def exit_code(program: str, work: Callable[[], None], again: str) -> int:
+    """Does the work of a program without subcommands and returns its exit code, as `run_command` does.
+
+    Args:
+      program: name of the program for messages.
+      work: function that may also raise Stopped, whose exit code is returned.
+      again: what a repetition of an interrupted command does.
+    """
+    from train_jax.data.errors import USER_ERRORS
+
+    try:
+        work()
+    except USER_ERRORS as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
 DEMOS = ("shapes", "emoji")  # data sets with a module `demo`
 
 

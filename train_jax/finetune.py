@@ -27,9 +27,10 @@ from ml_collections import ConfigDict
 
 import train_jax
 from train_jax import arguments, config_file, paths
+from train_jax.command import exit_code
 from train_jax.data import sources
-from train_jax.data.errors import USER_ERRORS, DataError
-from train_jax.errors import ConfigError, Stopped, UserError
+from train_jax.data.errors import DataError
+from train_jax.errors import ConfigError, UserError
 from train_jax.evaluation import blend
 from train_jax.evaluation.opened_model import open_model
 from train_jax.evaluation.results import FILE, EvaluationFile
@@ -82,18 +83,7 @@ def main(argv: list[str]) -> int:
     options, words = config_file.parse_arguments(parser, argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("train_jax").setLevel(logging.INFO)
-    try:
-        finetune(options, words)
-    except USER_ERRORS as error:
-        print(f"train-jax finetune: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        print("train-jax finetune: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("train-jax finetune", lambda: finetune(options, words), "the same command goes on")
 
 
 def finetune(options: argparse.Namespace, overrides: Sequence[str]) -> None:

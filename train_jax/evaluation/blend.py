@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from train_jax import arguments, config_file, paths, program_cache, run_directory, sharding, trained_weights
-from train_jax.data.errors import USER_ERRORS
+from train_jax.command import exit_code
 from train_jax.errors import ConfigError, UserError
 from train_jax.evaluation.command import evaluate_weights
 from train_jax.evaluation.evaluators import Evaluations
@@ -60,15 +60,7 @@ def main(argv: list[str]) -> int:
     )
     options, words = config_file.parse_arguments(parser, argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        _run(options, words)
-    except USER_ERRORS as error:
-        print(f"train-jax blend: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train-jax blend: interrupted; the same command goes on after the last result", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("train-jax blend", lambda: _run(options, words), "the same command goes on after the last result")
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> None:

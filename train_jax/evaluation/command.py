@@ -23,8 +23,8 @@ import jax
 from jax.sharding import Mesh
 
 from train_jax import agreement, arguments, config_file, distributed, paths, program_cache, sharding
+from train_jax.command import exit_code
 from train_jax.data import sources
-from train_jax.data.errors import USER_ERRORS
 from train_jax.errors import UserError
 from train_jax.evaluation.evaluators import Evaluations
 from train_jax.evaluation.opened_model import FAMILIES, OpenedModel, compute_fingerprint, open_model, place
@@ -48,15 +48,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="evaluate anew what the file holds")
     options, words = config_file.parse_arguments(parser, argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        _evaluate_all(options, words)
-    except USER_ERRORS as error:
-        print(f"train-jax evaluate: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train-jax evaluate: interrupted; the same command goes on after the last result", file=sys.stderr)
-        return 130
-    return 0
+    again = "the same command goes on after the last result"
+    return exit_code("train-jax evaluate", lambda: _evaluate_all(options, words), again)
 
 
 def _evaluate_all(options: argparse.Namespace, overrides: list[str]) -> None:
