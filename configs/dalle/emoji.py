@@ -13,16 +13,16 @@ drawings as there are skin tones: 3.9 and 32.8 %, of the training 5.9 and 35.2 %
 
 from ml_collections import ConfigDict
 
-# Half of the drawings are other skin tones of the same things; those without make two thirds of the mixture.
-SOURCE = "emoji/64/held_out=none"
+DRAWINGS = "emoji/64/held_out=none"
+SOURCE = f"{DRAWINGS} where group=Animals & Nature | {DRAWINGS} where group=Food & Drink"
 
 
 def get_config(source: str = SOURCE) -> ConfigDict:
     c = ConfigDict()
     c.task = "dalle_jax.task"
-    c.steps = 4000
+    c.steps = 3000
     c.log_every = 100
-    c.data = ConfigDict({"source": f"2 {source} | {source} where tone=", "batch_size": 32})
+    c.data = ConfigDict({"source": source, "batch_size": 32})
     c.codes = ConfigDict({"flip": True})
     c.vqgan = ConfigDict({"path": "runs/emoji/vqgan"})
     c.tokenizer = ConfigDict({"vocab_size": 2048})

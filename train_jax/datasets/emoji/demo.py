@@ -12,7 +12,9 @@ from train_jax.datasets.emoji.captions import STYLES
 
 TITLE, RUNS = "emoji", "runs/emoji"
 CREDIT = "Drawings: " + "; ".join(dict.fromkeys(f"{x.author}, {x.licence}" for x in tarballs.ARTISTS.values()))
-SOURCE, SPLIT = "emoji/64/held_out=none", "pairs"
+DRAWINGS = "emoji/64/held_out=none"
+# What the VQGAN and DALL-E of `CONFIGS` know.
+SOURCE, SPLIT = f"{DRAWINGS} where group=Animals & Nature | {DRAWINGS} where group=Food & Drink", "pairs"
 SEARCHED = "emoji/64/held_out=twemoji/languages=en+el"
 CONFIGS = {"clip": "clip/emoji", "vqgan": "vqgan/emoji", "dalle": "dalle/emoji"}
 
@@ -30,21 +32,21 @@ CLASSIFIED = {"artist": "by an artist whom the training never shows"}  # splits 
 # Source and split: images of an unseen artist; unseen pairs of thing and artist. Without skin tones.
 ZERO_SHOT = tuple((f"{SEARCHED} where tone=", split) for split in ("artist", "pairs"))
 
-RECONSTRUCTED = {"pairs": 16, "compositions": 8}  # number of images of each split
+RECONSTRUCTED = {"pairs": 24}  # number of images of each split
 
 PROMPTS = (
     "red apple, with black outlines",
     "snail, in glossy 3D",
-    "bicycle, in flat colours",
+    "strawberry, in flat colours",
     "owl, softly shaded",
-    "sailboat, in flat geometric shapes",
+    "octopus, in flat geometric shapes",
     "sunflower, with black outlines",
-    "woman firefighter, in glossy 3D",
+    "fox, in glossy 3D",
 )
 
 DRAWN = {"top_p": 0.9, "guidance": 3.0}  # options of the sampling
 
-PAINTED = ("red apple", "sunflower", "owl", "sailboat", "mushroom", "octopus")
+PAINTED = ("red apple", "sunflower", "owl", "pineapple", "mushroom", "octopus")
 PAINTING = {"steps": 300, "cuts": 8, "init_noise": "plain", "init_pixels": 1.0, "cut_min": 0.6, "jitter": 0.0}
 
 
