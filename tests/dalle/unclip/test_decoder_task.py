@@ -217,8 +217,8 @@ def test_flops_are_those_that_xla_counts():
     sizes = {"size": 64, "channels": (64, 128), "blocks": 2, "groups": 8}
     upsampler = UNetOptions(**sizes)
     assert unet_flops(upsampler, 6, 6) == pytest.approx(of(UNet(upsampler, 6), abstract(1, 64, 64, 6), t), rel=0.05)
-    patched = UNetOptions(**sizes, patch=2)
-    assert unet_flops(patched, 6, 6) == pytest.approx(of(UNet(patched, 6), abstract(1, 64, 64, 6), t), rel=0.05)
+    patched = UNetOptions(**sizes | {"size": 128}, patch=2)
+    assert unet_flops(patched, 6, 6) == pytest.approx(of(UNet(patched, 6), abstract(1, 128, 128, 6), t), rel=0.05)
     decoder = DecoderOptions(**sizes, attention=(1,), context_dim=96, image_tokens=4)
     clip = CLIPOptions(text=TextOptions(context_length=20))
     context = Context(abstract(1, 256), abstract(1, 24, 96), abstract(1, 24, dtype=bool))

@@ -227,7 +227,7 @@ def test_patches_are_the_channels_of_a_smaller_u_net():
     """Against a loop over the pixels of a patch."""
     x, t = example("upsampler")
     patched = UNet(dataclasses.replace(UPSAMPLER, size=16, patch=2), 3)
-    large = jnp.tile(x[..., :3], (1, 2, 2, 1)) * jnp.linspace(0, 1, 16)[:, None, None]
+    large = jnp.tile(x[..., :3], (1, 2, 2, 1)) * jnp.linspace(0, 1, 16)[None, :, None, None]
     variables = params("patched")
     pixels = [(row, column) for row in range(2) for column in range(2)]
     cut = jnp.concatenate([large[:, row::2, column::2] for row, column in pixels], axis=-1)
