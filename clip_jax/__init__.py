@@ -7,7 +7,7 @@
 search.
 """
 
-__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "save_open_clip", "to_bytes"]
+__all__ = ["Clip", "LoadError", "load", "push", "save", "save_hf", "save_open_clip", "to_bytes"]
 
 
 def __getattr__(name: str):

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from clip_jax import card
 from clip_jax import model as model_lib
 from clip_jax.pretrained import LoadError, open_checkpoint
 from clip_jax.pretrained import single_file as clip_file
@@ -29,14 +30,14 @@ from clip_jax.pretrained.save import save_hf
 from clip_jax.pretrained.save_open_clip import save_open_clip
 from clip_jax.templates import fill_templates, read_templates
 from nn_jax.mixed_precision import round_weights
-from train_jax import inference
+from train_jax import inference, upload
 from train_jax.compute import inference_dtype
 from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer
 from train_jax.weights import single_file
 from train_jax.weights.layout import flatten, hash_arrays
 
-__all__ = ["Clip", "LoadError", "load", "save", "save_hf", "save_open_clip", "to_bytes"]
+__all__ = ["Clip", "LoadError", "load", "push", "save", "save_hf", "save_open_clip", "to_bytes"]
 log = logging.getLogger(__name__)
 
 Picture = Image.Image | np.ndarray | str | Path  # arrays are uint8 [H, W, 3]
@@ -319,3 +320,16 @@ def save(clip: Clip, path: str | Path) -> None:
     Raises ValueError for another suffix, and FileExistsError if the file exists.
     """
     single_file.write(path, lambda: to_bytes(clip))
+
+
+def push(model: Any, repository: str, **options: Any) -> str:
+    """Uploads a CLIP to the Hugging Face Hub, with a card. Returns its address, which `load` opens.
+
+    Args:
+      model: a loaded CLIP, which becomes one file of `save`; or the path of a run directory, or of a folder of `save_hf` or
+        `save_open_clip`.
+      repository, options: see `train_jax.upload.push`: "org/name"; `private`, `revision`, `licence`, `step`.
+    """
+    if isinstance(model, Clip):
+        return upload.push_model(model, repository, save=save, kind=card.CLIP, **options)
+    return upload.push(model, repository, **options)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from clip_jax import evaluators, flops, model, pretrained, ring_loss
+from clip_jax import card, evaluators, flops, model, pretrained, ring_loss
 from clip_jax import loss as dense
 from clip_jax.example import PairExample, make_preprocess
 from clip_jax.loss import group_captions
@@ -125,7 +125,7 @@ class CLIPTaskOptions(Options):
         )
 
 
-OPTIONS, EVALUATORS = CLIPTaskOptions, evaluators.EVALUATORS
+OPTIONS, EVALUATORS, CARD = CLIPTaskOptions, evaluators.EVALUATORS, card.CLIP
 PROGRAMS = {"encode": "clip_jax.plan", "paint": "vqgan_jax.guided.plan"}
 
 

@@ -13,7 +13,7 @@ And unCLIP (DALL-E 2, arXiv 2204.06125), of CLIP image embeddings and diffusion,
 
 import importlib
 
-__all__ = ["Dalle", "Drawing", "LoadError", "Unclip", "load", "load_unclip"]
+__all__ = ["Dalle", "Drawing", "LoadError", "Unclip", "load", "load_unclip", "push"]
 _UNCLIP = {"Unclip": "unclip", "load_unclip": "loading"}  # name -> module
 
 
@@ -21,6 +21,10 @@ def __getattr__(name: str):
     # Imported late: `dalle-jax --help` and configs of `dalle_jax.task` need neither JAX devices nor checkpoints.
     if name in _UNCLIP:
         return getattr(importlib.import_module(f"dalle_jax.unclip.{_UNCLIP[name]}"), name)
+    if name == "push":
+        from train_jax.upload import push
+
+        return push
     if name in __all__:
         from dalle_jax import dalle
 

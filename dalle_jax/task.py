@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dalle_jax import evaluators, pretrained
+from dalle_jax import card, evaluators, pretrained
 from dalle_jax.captions import TOKENIZER, parse_captions
 from dalle_jax.options import DALLEOptions
 from train_jax.data.captions import CaptionChoice
@@ -59,7 +59,7 @@ class DALLETaskOptions(task.Stage2TaskOptions):
 
 _FINETUNE = "dalle/finetune"  # the shipped config that starts from a checkpoint
 
-OPTIONS, EVALUATORS, PROGRAMS = DALLETaskOptions, evaluators.EVALUATORS, task.PROGRAMS
+OPTIONS, EVALUATORS, PROGRAMS, CARD = DALLETaskOptions, evaluators.EVALUATORS, task.PROGRAMS, card.DALLE
 open_weights = pretrained.open_checkpoint
 
 

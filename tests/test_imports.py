@@ -41,7 +41,8 @@ LAYERS = {
         train_jax.program_cache train_jax.sharding train_jax.weights""",
     "checkpoints": "train_jax.checkpoint train_jax.lora train_jax.optim train_jax.resume train_jax.trained_weights",
     "run directories, tasks": """
-        train_jax.config train_jax.config_file train_jax.plan.program train_jax.run_directory train_jax.task""",
+        train_jax.config train_jax.config_file train_jax.evaluation.results train_jax.metrics train_jax.model_card
+        train_jax.plan.program train_jax.run_directory train_jax.runs.read train_jax.task train_jax.upload""",
     "CLIP": "clip_jax",
     "VQGAN": "vqgan_jax",
     "second stages, painting": "vqgan_jax.guided vqgan_jax.prior vqgan_jax.stage2",

@@ -8,8 +8,9 @@
 `train-jax sweep --help` trains many runs of a config, `train-jax runs --help` compares runs, `train-jax evaluate --help`
 evaluates runs and public weights without training, `train-jax finetune --help` trains on from weights and tells what was
 gained and forgotten, `train-jax blend --help` interpolates between weights, `train-jax merge --help` adds a file of adapters
-to the weights that they were trained on, `train-jax prepare --help` prepares data sets, and `train-jax plan --help` plans
-memory and time for machines that are not present.
+to the weights that they were trained on, `train-jax push --help` uploads weights with a card to the Hugging Face Hub,
+`train-jax prepare --help` prepares data sets, and `train-jax plan --help` plans memory and time for machines that are not
+present.
 
 Equivalent to `python -m train_jax`. CONFIG is a Python file or the name of a shipped config. `--config.NAME=VALUE`
 overrides any option, `--config.evals.NAME=none` disables one evaluator, `--config.evals=none` disables all of them;
@@ -37,6 +38,7 @@ _COMMANDS = {
     "merge": "train_jax.adapters",
     "plan": "train_jax.plan.command",
     "prepare": "train_jax.prepare_data",
+    "push": "train_jax.push",
     "runs": "train_jax.runs.command",
     "sweep": "train_jax.sweep.command",
 }

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 
-from train_jax import trained_weights
+from train_jax import paths, trained_weights
 from train_jax.checkpoint import CheckpointError
 from train_jax.errors import LoadError
 from train_jax.paths import AnyPath
@@ -57,6 +58,12 @@ def load_weights(directory: AnyPath, step: int | None = None) -> tuple[dict, dic
     except (FileNotFoundError, CheckpointError) as error:
         raise LoadError(str(error)) from error
     return params, extra, f"{directory} (step {step})"
+
+
+def parse_name(name: str) -> tuple[AnyPath | None, int]:
+    """Returns directory and step of the name of a run's weights, as `load_weights` makes it; `(None, 0)` for another."""
+    found = re.fullmatch(r"(.+) \(step (\d+)\)", name)
+    return (paths.path(found[1]), int(found[2])) if found else (None, 0)
 
 
 def check_artifacts(directory: AnyPath, artifacts: Sequence[str] = ()) -> None:

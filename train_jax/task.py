@@ -16,6 +16,10 @@ and, for `train-jax evaluate` of public weights, either an option `pretrained`, 
     open_weights(path) -> checkpoint                     opens public weights; `checkpoint.options` are `config.model`
     make_evaluation(config, checkpoint) -> Task          task that is evaluated only; `Task.pretrained` reads the weights
 
+and, for model cards (`train_jax.model_card`),
+
+    CARD: Kind                                           what a card tells of the model besides its run
+
 and, for `train-jax plan`,
 
     write_placeholders(config, folder) -> (config, record)   replaces files that are not present by random ones in `folder`,

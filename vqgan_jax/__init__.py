@@ -11,7 +11,7 @@ Modules: `vqgan_jax.task` and `vqgan_jax.prior.task` are used by the trainer, `v
 `vqgan_jax.prior.prior` contain the user's API.
 """
 
-__all__ = ["LoadError", "Prior", "Vqgan", "load", "load_prior", "save", "save_diffusers", "save_taming"]
+__all__ = ["LoadError", "Prior", "Vqgan", "load", "load_prior", "push", "save", "save_diffusers", "save_taming"]
 
 
 def __getattr__(name: str):

@@ -24,7 +24,7 @@ from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 from train_jax.placeholders import make_record
 from train_jax.task import Task, average_statistics
-from vqgan_jax import averaging, codebook, discriminator, evaluators, model, perceptual, pretrained, quantize
+from vqgan_jax import averaging, card, codebook, discriminator, evaluators, model, perceptual, pretrained, quantize
 from vqgan_jax import loss as loss_lib
 from vqgan_jax.discriminator import DiscriminatorOptions
 from vqgan_jax.example import ImageExample
@@ -106,7 +106,7 @@ class VQGANTaskOptions(Options):
             )
 
 
-OPTIONS, EVALUATORS = VQGANTaskOptions, evaluators.EVALUATORS
+OPTIONS, EVALUATORS, CARD = VQGANTaskOptions, evaluators.EVALUATORS, card.VQGAN
 PROGRAMS = {"encode": "vqgan_jax.plan", "paint": "vqgan_jax.guided.plan"}
 
 

@@ -16,18 +16,19 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from nn_jax.mixed_precision import round_weights
-from train_jax import inference
+from train_jax import inference, model_card, upload
 from train_jax.compute import Compute, inference_dtype
 from train_jax.data.images import Preprocess
 from train_jax.errors import LoadError
 from train_jax.weights import single_file
 from train_jax.weights.layout import flatten, hash_arrays, to_peer
+from vqgan_jax import card
 from vqgan_jax import model as model_lib
 from vqgan_jax.model import VQGANOptions
 from vqgan_jax.pretrained import Checkpoint, diffusers, open_checkpoint, taming
 from vqgan_jax.pretrained import single_file as vqgan_file
 
-__all__ = ["LoadError", "Vqgan", "load", "save", "save_diffusers", "save_taming", "to_bytes"]
+__all__ = ["LoadError", "Vqgan", "load", "push", "save", "save_diffusers", "save_taming", "to_bytes"]
 
 ImageInput = Image.Image | np.ndarray | str | Path
 ImageInputs = Sequence[ImageInput] | np.ndarray
@@ -260,8 +261,27 @@ def save(vq: Vqgan, path: str | Path) -> None:
     single_file.write(path, lambda: to_bytes(vq))
 
 
-def save_diffusers(vq: Vqgan, directory: str | Path) -> None:
+def push(model: Any, repository: str, **options: Any) -> str:
+    """Uploads a VQGAN, or the run directory of a second stage, to the Hugging Face Hub, with a card. Returns its address.
+
+    Args:
+      model: a loaded VQGAN, which becomes one file of `save`; or the path of a run directory, or of a folder of
+        `save_diffusers`.
+      repository, options: see `train_jax.upload.push`: "org/name"; `private`, `revision`, `licence`, `step`.
+    """
+    if isinstance(model, Vqgan):
+        return upload.push_model(model, repository, save=save, kind=card.VQGAN, **options)
+    return upload.push(model, repository, **options)
+
+
+def save_diffusers(vq: Vqgan, directory: str | Path, *, licence: str | None = None) -> None:
     """Exports the model to a directory that diffusers' VQModel opens, with the same codes and reconstructions.
+
+    A card, README.md, tells how to load the model and, if its weights are a run's, of their training and evaluation
+    (`train_jax.model_card`).
+
+    Args:
+      licence: licence of the weights by the hub's name, such as "apache-2.0", for the card; None: not stated.
 
     Raises ValueError if VQModel does not support the model (such as its quantiser), and FileExistsError if the directory is
     not empty.
@@ -270,12 +290,16 @@ def save_diffusers(vq: Vqgan, directory: str | Path) -> None:
 
     directory = Path(directory)
     model, params = _fold_codebook(vq, "diffusers", layouts=("taming", "movq"))
+    text = model_card.make(
+        card.VQGAN, vq.name, code=(card.DIFFUSERS, card.VQGAN.code), library="diffusers", licence=licence
+    )
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty; name a new directory")
     weights = to_peer(params, diffusers.build_entries(model))
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(diffusers.export_config(model), indent=2) + "\n", "utf-8")
     arrays = {name: np.array(x, np.float32, order="C") for name, x in weights.items()}
+    model_card.write(directory, text)
     # Weights are written last: a directory with weights is complete.
     safetensors.numpy.save_file(arrays, directory / f"{diffusers.WEIGHTS}.safetensors", metadata={"format": "pt"})
 

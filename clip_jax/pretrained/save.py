@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from clip_jax import card
 from clip_jax.options import CLIPOptions, ImageOptions, TextOptions
 from clip_jax.pretrained.hugging_face import (
     ACTIVATIONS,
@@ -16,6 +17,7 @@ from clip_jax.pretrained.hugging_face import (
     list_siglip_entries,
 )
 from clip_jax.pretrained.image_processor import RESAMPLE
+from train_jax import model_card
 from train_jax.data.images import NATIVE, Preprocess
 from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import BOS, EOS, AnyTokenizer
@@ -46,7 +48,7 @@ _CLASSES = {
 _SIGLIPS = ("siglip", "siglip2")
 
 
-def save_hf(clip, directory: str | Path) -> None:
+def save_hf(clip, directory: str | Path, *, licence: str | None = None) -> None:
     """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory.
 
     Its class is SiglipModel with the sigmoid loss, Siglip2Model if images may keep their aspect ratio, too; MetaClip2Model
@@ -54,6 +56,11 @@ def save_hf(clip, directory: str | Path) -> None:
     preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or tokenizer.json for
     AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of `clip.preprocess`, and does not
     repair texts.
+    A card, README.md, tells how to load the model and, if its weights are a run's, of their training and evaluation
+    (`train_jax.model_card`).
+
+    Args:
+      licence: licence of the weights by the hub's name, such as "apache-2.0", for the card; None: not stated.
 
     Raises ValueError, which names the part, if transformers does not support the model (a ResNet, a convolutional stem,
     mean pooling, …), and FileExistsError if the directory is not empty.
@@ -72,6 +79,9 @@ def save_hf(clip, directory: str | Path) -> None:
             "Clip.assemble the model with another; Google's own conversions of SigLIP say bicubic, of SigLIP 2 bilinear"
         )
     params = flatten(single_file.exact_variables(clip.variables["params"], clip.name, clip.dtype))
+    text = model_card.make(
+        card.CLIP, clip.name, code=(card.TRANSFORMERS, card.CLIP.code), library="transformers", licence=licence
+    )
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     table = (list_siglip_entries if kind in _SIGLIPS else list_clip_entries)(module.options.identity())
@@ -82,6 +92,7 @@ def save_hf(clip, directory: str | Path) -> None:
     write_json(directory / "config.json", _make_config(module.options, kind, clip.tokenizer))
     write_json(directory / "preprocessor_config.json", _make_preprocessor_config(clip.preprocess, kind))
     save_tokenizer(clip.tokenizer, directory)
+    model_card.write(directory, text)
     # Written last, so that a directory with weights is complete.
     safetensors.numpy.save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 

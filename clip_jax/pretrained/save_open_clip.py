@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from clip_jax import card
 from clip_jax.options import CLIPOptions
 from clip_jax.pretrained import openai
 from clip_jax.pretrained.open_clip import CONFIG, WEIGHTS
 from clip_jax.pretrained.save import save_tokenizer, write_json
+from train_jax import model_card
 from train_jax.data.images import Preprocess
 from train_jax.data.text import AnyTokenizer, Tokenizer
 from train_jax.weights import single_file
@@ -28,12 +30,17 @@ _MODES = {"crop": "shortest", "crop_floor": "shortest", "squash": "squash"}
 _INTERPOLATIONS = ("bilinear", "bicubic")
 
 
-def save_open_clip(clip, directory: str | Path) -> None:
+def save_open_clip(clip, directory: str | Path, *, licence: str | None = None) -> None:
     """Saves `clip` (a `clip_jax.Clip`) as a directory that open_clip opens as the model `local-dir:DIRECTORY`.
 
     Its files are `open_clip_config.json`, `open_clip_model.safetensors` and the tokenizer's, which open_clip opens with
     transformers. open_clip always rounds half a crop margin to the nearest pixel, unlike the mode "crop_floor", and always
     repairs texts.
+    A card, README.md, tells how to load the model and, if its weights are a run's, of their training and evaluation
+    (`train_jax.model_card`).
+
+    Args:
+      licence: licence of the weights by the hub's name, such as "apache-2.0", for the card; None: not stated.
 
     Raises ValueError, which names the part, if open_clip has no such model of its own (a ViT of timm, a text tower of
     transformers, CoCa, …), and FileExistsError if the directory is not empty.
@@ -41,6 +48,7 @@ def save_open_clip(clip, directory: str | Path) -> None:
     options, directory = clip.module.options, Path(directory)
     _check_expressible(options, clip.preprocess, clip.tokenizer)
     variables = single_file.exact_variables(clip.variables, clip.name, clip.dtype)
+    text = model_card.make(card.CLIP, clip.name, code=(card.OPEN_CLIP, card.CLIP.code), library="open_clip", licence=licence)
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     stats = {STATS + name: x for name, x in flatten(variables.get("batch_stats", {})).items()}
@@ -60,6 +68,7 @@ def save_open_clip(clip, directory: str | Path) -> None:
     }
     write_json(directory / CONFIG, config)
     save_tokenizer(clip.tokenizer, directory)
+    model_card.write(directory, text)
     # Written last, so that a directory with weights is complete.
     safetensors.numpy.save_file(weights, directory / WEIGHTS[0], metadata={"format": "pt"})
 

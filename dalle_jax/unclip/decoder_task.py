@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from clip_jax.embeddings import make_records, mean_and_covariance
 from clip_jax.flops import forward_flops
+from dalle_jax import card
 from dalle_jax.unclip import decoder_evaluators
 from dalle_jax.unclip import diffusion as diffusion_lib
 from dalle_jax.unclip import prior as prior_lib
@@ -79,7 +80,7 @@ class DecoderTaskOptions(Options):
         return {"model": self.model.identity(), "diffusion": self.diffusion.identity()}
 
 
-OPTIONS, EVALUATORS = DecoderTaskOptions, decoder_evaluators.EVALUATORS
+OPTIONS, EVALUATORS, CARD = DecoderTaskOptions, decoder_evaluators.EVALUATORS, card.UNCLIP
 PROGRAMS = {"imagine": "dalle_jax.unclip.plan"}
 
 

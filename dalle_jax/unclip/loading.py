@@ -62,11 +62,11 @@ def load_unclip(
     Raises LoadError for unknown formats, for damaged files, and for parts that do not belong together.
     """
     dtype = dtype and inference_dtype(dtype)
-    directory = None if hub.is_name(str(path)) else Path(path)
-    if directory is not None and run_directory.read_config(directory) is not None:
+    path = pretrained.resolve(path)
+    if run_directory.read_config(path) is not None:
         if clip is not None:
             raise LoadError(f"clip = {clip}: {path} is a run directory, which contains its CLIP; leave clip out")
-        return _load_run(directory, step, prior, upsampler, dtype)
+        return _load_run(path, step, *map(_resolve, (prior, upsampler)), dtype)
     if upsampler is not None:
         raise LoadError(f"upsampler = {upsampler}: {path} is no run directory, and karlo has an upsampler of its own")
     if step is not None:
@@ -81,7 +81,7 @@ def load_unclip(
 
 
 def _load_run(
-    path: Path, step: int | None, prior: str | Path | None, upsampler: str | Path | None, dtype: str | None
+    path: Path, step: int | None, prior: Path | None, upsampler: Path | None, dtype: str | None
 ) -> Unclip:
     config = run_directory.open_config(path, "dalle_jax.unclip.decoder_task", "a decoder of unCLIP", (CLIP,))
     clip = load_clip(path / CLIP, dtype=dtype)
@@ -109,12 +109,17 @@ def _load_run(
         tokenizer=clip.tokenizer,
         prior=loaded_prior,
         decoder=decoder,
-        upsampler=None if upsampler is None else _load_upsampler(Path(upsampler), options.size, dtype),
+        upsampler=None if upsampler is None else _load_upsampler(upsampler, options.size, dtype),
         clip=clip,
         moments=(np.asarray(extra["mean"]), np.asarray(extra["covariance"])),
         dtype=compute.dtype,
         name=name,
     )
+
+
+def _resolve(part: str | Path | None) -> Path | None:
+    """Returns the path of a prior or an upsampler of ours, after downloading it if it is a name of the hub."""
+    return None if part is None else hub.resolve(part, ("config.json", "*.safetensors"))
 
 
 def _load_upsampler(path: Path, size: int, dtype: str | None) -> Upsampler:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from clip_jax.embeddings import make_records, mean_and_covariance
 from clip_jax.flops import forward_flops
+from dalle_jax import card
 from dalle_jax.unclip import prior_evaluators, prior_model
 from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.example import EmbeddingExample
@@ -68,7 +69,7 @@ class PriorTaskOptions(Options):
         self.require(is_possible, path, "model.type", "'diffusion' where config.diffusion is not left at its defaults")
 
 
-OPTIONS, EVALUATORS = PriorTaskOptions, prior_evaluators.EVALUATORS
+OPTIONS, EVALUATORS, CARD = PriorTaskOptions, prior_evaluators.EVALUATORS, card.PRIOR
 
 
 def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32
 from ml_collections import ConfigDict
 
+from dalle_jax import card
 from dalle_jax.unclip import diffusion as diffusion_lib
 from dalle_jax.unclip.decoder_stage import to_signed, to_uint8
 from dalle_jax.unclip.diffusion import Diffusion, output_channels
@@ -75,7 +76,7 @@ class UpsamplingOptions(EvaluatorOptions):
     examples: int = option(64, "number of records; 0: all", least=0)
 
 
-OPTIONS, EVALUATORS = UpsamplerTaskOptions, {"upsampling": UpsamplingOptions}
+OPTIONS, EVALUATORS, CARD = UpsamplerTaskOptions, {"upsampling": UpsamplingOptions}, card.UPSAMPLER
 
 
 def write_placeholders(config: ConfigDict, folder: Path) -> tuple[ConfigDict, dict[str, Any]]:

@@ -18,11 +18,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import clip_jax
-from clip_jax import LoadError, verify
+from clip_jax import LoadError, card, verify
 from clip_jax.options import CLIPCompute
 from clip_jax.pretrained import open_checkpoint
+from tests import hub_server, model_cards
 from tests.tiny_towers import tiny_towers
+from train_jax import model_card
 from train_jax.data.images import CLIP_MEAN
+from train_jax.errors import ConfigError, UserError
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "clip"
 TEXTS = [
@@ -481,3 +484,49 @@ def test_a_loaded_model_has_none_of_the_computation_of_its_training():
     trained = CLIPCompute(dtype="bfloat16", remat="full", float8=True, micro_batch=2, text_lengths=(4,), scan=False)
     module = dataclasses.replace(checkpoint, compute=trained).module()
     assert module.compute == CLIPCompute(dtype="bfloat16", scan=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model cards
+
+
+def test_a_card_tells_what_the_run_knows_and_its_code_runs(tiny, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    front = {"pipeline_tag": "zero-shot-image-classification", "tags": ["jax", "clip"]}
+    clip_jax.save_hf(trained, "saved", licence="apache-2.0")
+    text = (tmp_path / "saved" / "README.md").read_text()
+    model_cards.check(text, tiny[1], library_name="transformers", license="apache-2.0", base_model=None, **front)
+    again = model_cards.execute(text, tmp_path / "saved", "clip_jax")["clip"]
+    np.testing.assert_array_equal(again.encode_text(["a red circle"]), trained.encode_text(["a red circle"]))
+    assert "rendered by multimodal-jax" in text and "\nmodel.embed_dim = " in text and "\noptim.lr = " not in text
+    # The same of the run itself, at an address of the hub.
+    text = model_card.make(card.CLIP, trained.name)
+    model_cards.check(text, tiny[1], library_name="multimodal-jax", license=None)
+    assert 'clip_jax.load("hf:org/name")' in model_card.address(text, "org/name")
+
+
+def test_a_card_of_weights_of_no_run_invents_nothing(tmp_path):
+    clip_jax.save_open_clip(golden("open-clip"), tmp_path / "saved")
+    text = (tmp_path / "saved" / "README.md").read_text()
+    model_cards.check(text, None, library_name="open_clip", license=None)
+    assert '"hf-hub:org/name"' in model_card.address(text, "org/name")
+    with pytest.raises(ConfigError, match="licence 'Apache 2': write a name of the hub in lower case, such as apache-2.0"):
+        clip_jax.save_hf(golden("hf-clip"), tmp_path / "other", licence="Apache 2")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_pushed_model_is_opened_from_the_hub(tiny, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hub_server.serve(monkeypatch) as hub:
+        again = model_cards.push_and_open(tiny[1], hub, tmp_path / "run", "clip_jax")["clip"]
+        assert again.fingerprint == trained.fingerprint
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "run"))
+        assert clip_jax.load("hf:org/name").fingerprint == trained.fingerprint
+        assert clip_jax.push(trained, "org/file", revision="v1") == "hf:org/file/model.safetensors@v1"
+        (tmp_path / "file").mkdir()
+        arrived = hub.write("org/file", tmp_path / "file", "v1")
+        text = (arrived / "README.md").read_text()
+        assert 'clip_jax.load("hf:org/file/model.safetensors")' in text
+        assert clip_jax.load(arrived / "model.safetensors").fingerprint == trained.fingerprint
+    with pytest.raises(UserError, match="step = …: a loaded model has the weights of one step already"):
+        clip_jax.push(trained, "org/file", step=1)

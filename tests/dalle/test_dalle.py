@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import dalle_jax
+from tests import hub_server, model_cards
 from tests.trees import count_bytes
-from train_jax.errors import LoadError
+from train_jax.errors import LoadError, UserError
 
 PROMPTS = ["the digit three", "a handwritten 7", "zero"]
 
@@ -75,3 +76,13 @@ def test_in_bfloat16_both_stages_are_those_of_float32(tiny, trained):
         assert x.dtype == ("bfloat16" if path[-1].key in ("kernel", "tokens") else "float32")
     assert count_bytes(short.variables) < 0.6 * count_bytes(trained.variables)
     assert short.draw(PROMPTS, progress=False).images.shape == (3, 1, 16, 16, 3)
+
+
+def test_a_pushed_run_is_opened_by_the_code_of_its_card(tiny, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hub_server.serve(monkeypatch) as hub:
+        opened = model_cards.push_and_open(tiny[1], hub, tmp_path / "run", "dalle_jax")
+        assert opened["dalle"].fingerprint == trained.fingerprint
+    assert "E. Alpaydin" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.raises(UserError, match="a loaded Dalle cannot be uploaded"):
+        dalle_jax.push(trained, "org/name")

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 
 import clip_jax  # noqa: E402 (what is not installed is skipped first)
 from clip_jax import verify  # noqa: E402
+from tests.model_cards import execute  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 TEXTS = ["a photo of a cat.", "two dogs", "the sea at night, with many, many, many ships far away", "42"]
@@ -48,8 +49,9 @@ def test_every_layer_is_the_peers(kind):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *SAVED])
-def test_transformers_opens_what_is_saved_with_the_same_outputs(kind, tmp_path):
+def test_transformers_opens_what_is_saved_with_the_same_outputs(kind, tmp_path, monkeypatch):
     """Pictures and texts through transformers' own processor, tokenizer and model."""
+    monkeypatch.chdir(tmp_path)
     folder = GOLDEN / "clip" / kind
     files = [file for file in (*folder.glob("*.pt"), *folder.glob("*.npz")) if file.name != "expected.npz"]
     clip = clip_jax.load(files[0] if files else folder)
@@ -57,8 +59,8 @@ def test_transformers_opens_what_is_saved_with_the_same_outputs(kind, tmp_path):
         preprocess = dataclasses.replace(clip.preprocess, interpolation="bicubic")
         clip = clip_jax.Clip.assemble(clip.module, clip.variables, clip.tokenizer, preprocess, clip.name)
     clip_jax.save_hf(clip, tmp_path / "saved")
-    model = transformers.AutoModel.from_pretrained(tmp_path / "saved").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    opened = execute((tmp_path / "saved" / "README.md").read_text(), tmp_path / "saved", "transformers")
+    model, tokenizer = opened["model"].eval(), opened["tokenizer"]
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "saved", use_fast=False)
     pictures = [clip_jax.clip.Image.open(p).convert("RGB") for p in sorted((folder / "pictures").iterdir())]
     length = clip.tokenizer.context_length

@@ -28,6 +28,7 @@ import clip_jax  # noqa: E402
 from clip_jax import model as model_lib  # noqa: E402
 from clip_jax.pretrained import open_clip as ours  # noqa: E402
 from clip_jax.pretrained.checkpoint import abstract_variables  # noqa: E402
+from tests.model_cards import execute  # noqa: E402
 
 CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
 # Text towers of transformers, and image towers that are no plain transformers.
@@ -88,13 +89,13 @@ SAVED = [f"open-clip-{name}" for name in ("clipa", "custom", "metaclip2", "quick
 
 
 @pytest.mark.parametrize("kind", ["hf-clip", "openai-vit", *SAVED])
-def test_open_clip_opens_what_is_saved_with_the_same_outputs(kind, tmp_path):
-    import open_clip
-
+def test_open_clip_opens_what_is_saved_with_the_same_outputs(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = Path(make_clip.__file__).parent / "clip" / kind
     clip = clip_jax.load(next(folder.glob("*.pt"), folder))
     clip_jax.save_open_clip(clip, tmp_path / "saved")
-    model, tokenizer = (f(f"local-dir:{tmp_path / 'saved'}") for f in (open_clip.create_model, open_clip.get_tokenizer))
+    opened = execute((tmp_path / "saved" / "README.md").read_text(), tmp_path / "saved", "open_clip")
+    model, tokenizer = opened["model"], opened["tokenizer"]
     pictures = sorted((folder / "pictures").iterdir())
     pixels = clip.preprocess.normalize(clip.preprocess.batch(pictures)).transpose(0, 3, 1, 2)
     preprocess = model.visual.preprocess_cfg

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from dalle_jax.unclip.pretrained import open_checkpoint, save_karlo  # noqa: E402 (what is not installed is skipped first)
+from tests.model_cards import execute  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
@@ -43,9 +44,10 @@ def test_the_committed_files_are_what_the_peers_make(make_unclip):
     compare(make_unclip.HERE / "karlo" / "outputs.npz", GOLDEN / "unclip" / "karlo" / "outputs.npz")
 
 
-def test_diffusers_opens_what_is_saved_with_the_same_pictures(make_unclip, tmp_path):
+def test_diffusers_opens_what_is_saved_with_the_same_pictures(make_unclip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     save_karlo(open_checkpoint(GOLDEN / "unclip" / "karlo"), tmp_path / "saved")
-    pipe = diffusers.UnCLIPPipeline.from_pretrained(tmp_path / "saved")
+    pipe = execute((tmp_path / "saved" / "README.md").read_text(), tmp_path / "saved", "diffusers")["pipeline"]
     with torch.no_grad():
         made = make_unclip.outputs_of_parts(pipe) | make_unclip.pictures(pipe)
     with np.load(GOLDEN / "unclip" / "karlo" / "outputs.npz") as golden:

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 import vqgan_jax  # noqa: E402 (what is not installed is skipped first)
+from tests.model_cards import execute  # noqa: E402
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
@@ -35,10 +36,11 @@ def test_the_committed_files_are_what_the_peers_make(made, kind):
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "amused", "taming/last.ckpt", "llamagen/vq.pt", "kandinsky", "movq"])
-def test_diffusers_opens_what_is_saved_with_the_same_codes_and_pictures(kind, tmp_path):
+def test_diffusers_opens_what_is_saved_with_the_same_codes_and_pictures(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     vq = vqgan_jax.load(GOLDEN / "vqgan" / kind)
     vqgan_jax.save_diffusers(vq, tmp_path / "saved")
-    model = diffusers.VQModel.from_pretrained(tmp_path / "saved").eval()
+    model = execute((tmp_path / "saved" / "README.md").read_text(), tmp_path / "saved", "diffusers")["model"].eval()
     images = np.random.default_rng(1).integers(0, 256, (2, 32, 48, 3), np.uint8)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1)
     with torch.no_grad():

@@ -36,11 +36,17 @@ def test_a_path_is_itself(downloads):
 
 def test_older_formats_are_brought_only_where_there_are_no_safetensors(downloads, tmp_path):
     assert hub.resolve("hf:org/name", FILES, FALLBACK) == tmp_path
-    assert downloads == [("org/name", None, list(FILES)), ("org/name", None, [*FILES, *FALLBACK])]
+    assert downloads == [("org/name", None, [*FILES, "artifacts.json"]), ("org/name", None, [*FILES, *FALLBACK])]
     downloads.clear()
     (tmp_path / "model.safetensors").touch()
     assert hub.resolve("hf:org/name@v1.0", FILES, FALLBACK) == tmp_path
-    assert downloads == [("org/name", "v1.0", list(FILES))]
+    assert downloads == [("org/name", "v1.0", [*FILES, "artifacts.json"])]
+
+
+def test_a_run_directory_is_brought_whole(downloads, tmp_path):
+    (tmp_path / "artifacts.json").touch()
+    assert hub.resolve("hf:org/name", FILES, FALLBACK) == tmp_path
+    assert downloads == [("org/name", None, [*FILES, "artifacts.json"]), ("org/name", None, ["*"])]
 
 
 @pytest.mark.parametrize("name", ["hf:clip", "hf:", "hf:/name", "hf:org/", "hf:org/name/", "hf:org/name/../other"])
@@ -57,7 +63,7 @@ def test_a_folder_or_a_file_of_a_repository_is_brought_alone(downloads, tmp_path
     assert hub.resolve("hf:org/name/vqvae/model.pt", FILES, FALLBACK) == tmp_path / "vqvae" / "model.pt"
     assert hub.resolve("hf:org/name/model.pt", FILES, FALLBACK) == tmp_path / "model.pt"
     assert downloads == [
-        ("org/name", "v1.0", ["vqvae/*.json", "vqvae/*.safetensors"]),
+        ("org/name", "v1.0", ["vqvae/*.json", "vqvae/*.safetensors", "vqvae/artifacts.json"]),
         ("org/name", None, ["vqvae/model.pt", "vqvae/*.json"]),
         ("org/name", None, ["model.pt", "*.json"]),
     ]

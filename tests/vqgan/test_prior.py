@@ -15,6 +15,7 @@ from PIL import Image
 
 import train_jax
 import vqgan_jax
+from tests import hub_server, model_cards
 from train_jax import config as config_lib
 from train_jax.data import sources
 from train_jax.data.errors import BrokenSample, DataError
@@ -242,3 +243,10 @@ def test_samples_in_a_folder_are_those_of_the_grid_and_are_drawn_once(run, prior
     assert "000000.png was written by another command" in capsys.readouterr().err
     assert cli.main(["sample", "--model", str(run[1])]) == 2
     assert "name --out FILE for the grid, or --folder FOLDER" in capsys.readouterr().err
+
+
+def test_a_pushed_prior_is_opened_by_the_code_of_its_card(run, prior, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hub_server.serve(monkeypatch) as hub:
+        opened = model_cards.push_and_open(run[1], hub, tmp_path / "run", "vqgan_jax")
+        assert opened["prior"].fingerprint == prior.fingerprint

@@ -12,6 +12,7 @@ from PIL import Image
 
 import train_jax
 import vqgan_jax
+from tests import model_cards
 from tests.trees import count_bytes
 from train_jax import run_directory
 from train_jax.compute import Compute
@@ -105,9 +106,12 @@ def test_mistakes_are_named(trained, tmp_path):
         trained.encode([tmp_path / "missing.png"])
 
 
-def test_an_ema_codebook_is_saved_as_its_points(trained, tmp_path):
-    vqgan_jax.save_diffusers(trained, tmp_path / "out")
-    again = vqgan_jax.load(tmp_path / "out")
+def test_an_ema_codebook_is_saved_as_its_points(trained, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vqgan_jax.save_diffusers(trained, tmp_path / "out", licence="mit")
+    card = (tmp_path / "out" / "README.md").read_text()
+    model_cards.check(card, tiny[1], library_name="diffusers", license="mit", tags=["jax", "vqgan"])
+    again = model_cards.execute(card, tmp_path / "out", "vqgan_jax")["vq"]
     np.testing.assert_array_equal(again.encode(PIXELS), trained.encode(PIXELS))
     np.testing.assert_allclose(again.reconstruct(PIXELS), trained.reconstruct(PIXELS), atol=1e-5)
     assert again.fingerprint != trained.fingerprint

@@ -40,6 +40,13 @@ def _prepare(name: str, data_dir: str | None, tarballs: str | None):
     raise DataError(f"there is nothing to prepare for {name!r}: name {', '.join(EMBEDDED)} or tfds:NAME")
 
 
+def list_licences(name: str, split: str) -> list[str]:
+    """Lists who made a split of a source, or of the parts of a mixture, and their licences, as far as they are known."""
+    families = [mixture.split_conditions(part)[0].partition("/")[::2] for _, part in mixture.parse(name)]
+    known = [(importlib.import_module(f"train_jax.datasets.{x}"), variant) for x, variant in families if x in EMBEDDED]
+    return list(dict.fromkeys(line for module, variant in known for line in module.licences(variant, split)))
+
+
 def open_embedded(name: str, data_dir: str | None, **options) -> tuple:
     """Returns module and TFDS builder of an embedded set, `shapes[/SIZE]`, `digits` or `emoji/SIZE[/OPTION=VALUE…]`.
 

@@ -12,6 +12,7 @@ from train_jax.weights import known_models
 
 PREFIX = "hf:"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".msgpack")
+_OF_RUNS = "artifacts.json"  # a file of run directories alone
 _SETTINGS = (".json", ".yaml", ".yml", ".txt", ".model")  # suffixes of files that tell how to read a weight file beside them
 
 
@@ -29,6 +30,8 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
       files: patterns of the files to download, such as "*.json" and "*.safetensors".
       fallback: patterns of weights in older formats, downloaded only if `files` matched no safetensors. Repositories often
         hold the same weights in several formats.
+
+    A repository that holds a run directory (`train_jax.upload`) is downloaded whole.
 
     Raises LoadError for a malformed or unknown name or a failed download; the message explains a manual download.
     """
@@ -53,7 +56,9 @@ def resolve(path: str | Path, files: Sequence[str], fallback: Sequence[str] = ()
         return Path(root) / inside
 
     try:
-        directory = snapshot(files)
+        directory = snapshot([*files, _OF_RUNS] if not is_file else files)
+        if (directory / _OF_RUNS).is_file() and not is_file:
+            return snapshot(["*"])
         if fallback and not any(directory.rglob("*.safetensors")):
             directory = snapshot([*files, *fallback])
         return directory

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from train_jax.task import Task
+from vqgan_jax import card
 from vqgan_jax.prior import prior
 from vqgan_jax.prior.options import PriorOptions
 from vqgan_jax.stage2 import evaluators, task
@@ -24,7 +25,7 @@ class PriorTaskOptions(task.Stage2TaskOptions):
 
 _FINETUNE = "vqgan/prior_finetune"  # the shipped config that starts from a checkpoint
 
-OPTIONS, EVALUATORS, PROGRAMS = PriorTaskOptions, evaluators.EVALUATORS, task.PROGRAMS
+OPTIONS, EVALUATORS, PROGRAMS, CARD = PriorTaskOptions, evaluators.EVALUATORS, task.PROGRAMS, card.PRIOR
 open_weights = prior.open_checkpoint
 make_evaluation = task.make_evaluation
 

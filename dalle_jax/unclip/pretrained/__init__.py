@@ -27,9 +27,14 @@ _FORMATS = (
 )
 
 
+def resolve(path: str | Path) -> Path:
+    """Returns the path of an unCLIP, after downloading it if it is a name of the hub (`train_jax.weights.hub`)."""
+    return hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
+
+
 def open_checkpoint(path: str | Path) -> UnclipCheckpoint:
     """Opens the checkpoint at `path`. Raises LoadError if it is damaged, or of another model or an unknown format."""
-    path = hub.resolve(path, _HUB_FILES, _HUB_FALLBACK)
+    path = resolve(path)
     if not path.is_dir():
         contents = "it is a file" if path.is_file() else "there is no such folder"
         raise LoadError(f"{path} is not an unCLIP: {contents}. {_FORMATS}")

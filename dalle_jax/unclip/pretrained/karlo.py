@@ -16,9 +16,11 @@ from clip_jax.pretrained import text_tower
 from clip_jax.pretrained.json_files import read_json
 from clip_jax.pretrained.openai import linear_entries, norm_entries
 from clip_jax.pretrained.save import save_text_tower, save_tokenizer, write_json
+from dalle_jax import card
 from dalle_jax.unclip.diffusion import Diffusion, output_channels
 from dalle_jax.unclip.options import DecoderOptions, PriorOptions, UNetOptions
 from dalle_jax.unclip.pretrained.checkpoint import PARTS, STATISTICS, UnclipCheckpoint
+from train_jax import model_card
 from train_jax.data.text import Tokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, to_peer
@@ -387,8 +389,13 @@ def _unet_entries(options: UNetOptions) -> Iterator[Entry]:
 # Writing
 
 
-def save_karlo(checkpoint: UnclipCheckpoint, directory: str | Path) -> None:
+def save_karlo(checkpoint: UnclipCheckpoint, directory: str | Path, *, licence: str | None = None) -> None:
     """Writes a directory that diffusers' UnCLIPPipeline opens, with the same pictures, part by part.
+
+    A card, README.md, tells how to load them.
+
+    Args:
+      licence: licence of the weights by the hub's name, such as "apache-2.0", for the card; None: not stated.
 
     Raises ValueError if diffusers does not support the model, and FileExistsError if the directory is not empty.
     """
@@ -415,6 +422,8 @@ def save_karlo(checkpoint: UnclipCheckpoint, directory: str | Path) -> None:
         "super_res_first": upsampler,
         "super_res_last": upsampler | {"sample_size": None},
     }
+    code = (card.DIFFUSERS, card.UNCLIP.code)
+    text_of_card = model_card.make(card.UNCLIP, checkpoint.name, code=code, library="diffusers", licence=licence)
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     tables = list_entries(checkpoint.prior, decoder, super_res)
@@ -430,6 +439,7 @@ def save_karlo(checkpoint: UnclipCheckpoint, directory: str | Path) -> None:
     (directory / "tokenizer").mkdir()
     save_tokenizer(text.tokenizer, directory / "tokenizer")
     save_text_tower(text.options, text.read(), text.tokenizer, directory / FOLDERS["text_encoder"])
+    model_card.write(directory, text_of_card)
     # Written last, so that a directory with an index is complete.
     write_json(directory / INDEX, {"_class_name": "UnCLIPPipeline"} | {name: list(x) for name, x in _CLASSES.items()})
 

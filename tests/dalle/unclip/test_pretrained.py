@@ -19,6 +19,7 @@ from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.options import PriorOptions
 from dalle_jax.unclip.pretrained import LoadError, karlo_files, open_checkpoint, replace_prior, save_karlo
 from dalle_jax.unclip.pretrained.checkpoint import PARTS
+from tests import model_cards
 from train_jax.compute import TransformerCompute
 from train_jax.weights.layout import flatten, unflatten
 
@@ -67,6 +68,8 @@ def test_saved_for_diffusers_it_is_the_directory_that_it_came_from(karlo, tmp_pa
         ours, theirs = (json.loads(path.read_text()) for path in (file, FOLDER / file.relative_to(tmp_path / "saved")))
         ours.pop("pad_token_id", None)  # ours pads with 0; pads are hidden
         assert {key: theirs.get(key) for key in ours} == ours, file
+    card = (tmp_path / "saved" / "README.md").read_text()
+    model_cards.check(card, None, library_name="diffusers", license=None, pipeline_tag="text-to-image")
     again = open_checkpoint(tmp_path / "saved")
     assert again.text.tokenizer.fingerprint == karlo.text.tokenizer.fingerprint
     assert (again.prior, again.decoder, again.super_res) == (karlo.prior, karlo.decoder, karlo.super_res)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from dalle_jax.unclip import decoder as decoder_lib
 from dalle_jax.unclip import prior as prior_lib
 from dalle_jax.unclip.samplers import make_steps
 from dalle_jax.unclip.unclip import slerp
+from tests import hub_server, model_cards
 from train_jax import inference, run_directory
 from train_jax.errors import LoadError
 
@@ -283,3 +285,17 @@ def test_wrong_inputs_of_other_methods_are_refused(unclip, pictures):
     without = dataclasses.replace(unclip, prior=None)
     with pytest.raises(ValueError, match="has no prior, which makes embeddings of texts: load it with prior="):
         without.imagine(["a"])
+
+
+def test_pushed_parts_are_opened_by_the_code_of_their_cards(
+    tiny_decoder, tiny_prior, tiny_upsampler, unclip, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    decoder = {"path/to/a/decoder": tiny_decoder[1]}
+    with hub_server.serve(monkeypatch) as hub, mock.patch.object(dalle_jax.Unclip, "imagine", autospec=True) as imagine:
+        opened = model_cards.push_and_open(tiny_decoder[1], hub, tmp_path / "decoder", "dalle_jax")["unclip"]
+        assert opened.fingerprint == unclip.fingerprint
+        imagine.assert_called_once_with(opened, ["a red circle"], n=4)
+        model_cards.push_and_open(tiny_prior[1], hub, tmp_path / "prior", "dalle_jax", **decoder)
+        opened = model_cards.push_and_open(tiny_upsampler[1], hub, tmp_path / "upsampler", "dalle_jax", **decoder)["unclip"]
+        assert opened.size == 16

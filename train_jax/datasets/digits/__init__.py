@@ -7,7 +7,7 @@ from train_jax.data.preparation import prepare_builder
 
 LABEL_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-__all__ = ["LABEL_NAMES", "builder", "judge", "read", "truth"]
+__all__ = ["LABEL_NAMES", "builder", "judge", "licences", "read", "truth"]
 
 
 def builder(variant: str | None = None, data_dir: str | None = None):
@@ -17,6 +17,12 @@ def builder(variant: str | None = None, data_dir: str | None = None):
     if variant is not None:
         raise ValueError(f"there is no {variant!r}: this set has no variants")
     return prepare_builder(functools.partial(Builder, data_dir=data_dir))
+
+
+def licences(variant: str, split: str) -> list[str]:
+    """Returns who made the data, and their licence, a sentence each."""
+    source = "https://archive.ics.uci.edu/dataset/80"
+    return [f"Optical Recognition of Handwritten Digits by E. Alpaydin and C. Kaynak, {source}: CC-BY-4.0"]
 
 
 def truth(builder) -> dict:

@@ -21,7 +21,7 @@ from train_jax import paths
 from train_jax.data.preparation import prepare_builder
 from train_jax.datasets.emoji.captions import is_true
 
-__all__ = ["builder", "is_true", "truth"]
+__all__ = ["builder", "is_true", "licences", "truth"]
 
 
 def builder(variant: str = "64", data_dir: str | None = None, prepare_from: str | None = None):
@@ -54,6 +54,16 @@ def builder(variant: str = "64", data_dir: str | None = None, prepare_from: str 
         folder = paths.cache() / "emoji" / "tarballs"
         tarballs.pack(folder)
     return prepare_builder(functools.partial(make, folder))
+
+
+def licences(variant: str, split: str) -> list[str]:
+    """Returns who made the drawings and names of a variant, and their licences, a sentence each."""
+    from train_jax.datasets.emoji import tarballs, variants
+
+    parsed = variants.parse(variant)
+    artists = parsed.drawn_by if split.startswith("artist") else parsed.artists
+    packages = [*(tarballs.ARTISTS[name] for name in artists), tarballs.NAMES, tarballs.SEQUENCE_NAMES]
+    return list(dict.fromkeys(f"{package.author}, {package.url}: {package.licence}" for package in packages))
 
 
 def truth(builder) -> dict:

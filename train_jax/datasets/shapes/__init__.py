@@ -13,7 +13,7 @@ from train_jax.data.preparation import prepare_builder
 from train_jax.datasets.shapes import scene as scenes
 from train_jax.datasets.shapes.scene import LABEL_NAMES
 
-__all__ = ["LABEL_NAMES", "builder", "is_true", "judge", "read", "truth"]
+__all__ = ["LABEL_NAMES", "builder", "is_true", "judge", "licences", "read", "truth"]
 
 
 def builder(variant: str = "64", data_dir: str | None = None):
@@ -22,6 +22,11 @@ def builder(variant: str = "64", data_dir: str | None = None):
 
     config = parse(variant)
     return prepare_builder(functools.partial(Builder, config=config, data_dir=data_dir))
+
+
+def licences(variant: str, split: str) -> list[str]:
+    """Returns who made the data, and their licence, a sentence each."""
+    return ["Scenes rendered by multimodal-jax, without content of others"]
 
 
 def truth(builder) -> dict:
