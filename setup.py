@@ -74,6 +74,8 @@ setup(
         "export": ["flatbuffers>=24"],  # clip-jax export
         "faiss": ["faiss-cpu>=1.9"],  # approximate search among millions of pictures
         "optuna": ["optuna>=4.4,<6"],  # train-jax sweep --search=optuna
+        "trackio": ["trackio>=0.20"],  # config.mirrors
+        "wandb": ["wandb>=0.20"],  # config.mirrors
         "slurm": ["submitit>=1.5"],  # train-jax sweep --launcher=slurm
         "docs": ["mkdocstrings-python>=2", "zensical>=0.0.73"],  # make docs
         "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],

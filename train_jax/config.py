@@ -15,6 +15,7 @@ from train_jax import task as task_lib
 from train_jax.errors import ConfigError
 from train_jax.options import Options, convert_type, join, option, suggest_option
 
+MIRRORS = ("wandb", "trackio")
 _PLAYER_OPTIONS = ("name", "lr", "schedule", "warmup_steps", "final_lr", "cooldown", "weight_decay", "clip", "args")
 
 
@@ -146,6 +147,7 @@ class TrainOptions(Options):
     ema: EmaOptions = EmaOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
     evals: FrozenConfigDict = option(FrozenConfigDict(), "name -> {type, every, …options of the type}; None: disabled")
+    mirrors: tuple[str, ...] = option((), "where metrics are written besides metrics.jsonl and TensorBoard: wandb, trackio")
     hooks: tuple[str, ...] = option((), "subclasses of train_jax.hooks.Hook, such as train_jax.hooks.WeightHistograms")
 
     def check(self, path: str) -> None:
@@ -155,6 +157,7 @@ class TrainOptions(Options):
             "accumulate",
             f"a divisor of data.batch_size = {self.data.batch_size}",
         )
+        self.require(set(self.mirrors) <= set(MIRRORS), path, "mirrors", f"some of {', '.join(MIRRORS)}, such as ('wandb',)")
         allowed = f"in [0, steps = {self.steps})"
         self.require(self.optim.warmup_steps < self.steps, path, "optim.warmup_steps", allowed)
 

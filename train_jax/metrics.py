@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class Writer:
       start_step: step from which the run resumes. Lines and images of later steps are deleted, since they will be written
         again.
       shows_progress: whether to print progress; the files are written in any case.
+      mirrors: where metrics are written, too (`train_jax.mirrors`).
     """
 
     def __init__(
@@ -99,8 +100,9 @@ class Writer:
         active: bool = True,
         start_step: int = 0,
         shows_progress: bool = True,
+        mirrors: Sequence = (),
     ):
-        self._active = active
+        self._active, self._mirrors = active, mirrors
         if not active:
             return
         self._workdir = paths.path(workdir)
@@ -116,7 +118,7 @@ class Writer:
         self._total, self._last_line = total_steps, time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes metrics to `metrics.jsonl`, TensorBoard and the progress bar.
+        """Writes metrics to `metrics.jsonl`, TensorBoard, mirrors and the progress bar.
 
         On a local disk the line is flushed before this method returns; in object storage within half a minute.
         """
@@ -127,6 +129,8 @@ class Writer:
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
+        for mirror in self._mirrors:
+            mirror.log(step, {name: float(value) for name, value in metrics.items()})
         if self._shows_progress:
             self._progress(step, metrics)
 
@@ -160,8 +164,10 @@ class Writer:
             self._events.add_histogram(name, values, step)
 
     def close(self) -> None:
-        """Closes the metrics file, TensorBoard and the progress bar."""
+        """Closes the metrics file, TensorBoard, mirrors and the progress bar."""
         if self._active:
+            for mirror in self._mirrors:
+                mirror.close()
             self._file.close()
             self._events.close()
             self._bar.close()

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from train_jax import agreement, feed, hooks, lora, optim, paths, resume, run_directory, sharding
+from train_jax import agreement, feed, hooks, lora, mirrors, optim, paths, resume, run_directory, sharding
 from train_jax import config as config_lib
 from train_jax import task as task_lib
 from train_jax.data import sources
@@ -78,6 +78,7 @@ def prepare(
     config = config_lib.resolve(config)
     optim.check_rules(config.optim, config.steps)  # before minutes of training a tokenizer
     hook_classes = hooks.import_classes(config.hooks)
+    mirrors.import_packages(config.mirrors)
     agreement.check_connected()
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(mesh, config.data.batch_size, config.accumulate)

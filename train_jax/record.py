@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from train_jax import adapters, agreement, lora, profiling, resume
+from train_jax import adapters, agreement, lora, mirrors, profiling, resume
 from train_jax.checkpoint import Checkpoints, closing
 from train_jax.data import stream as stream_lib
 from train_jax.errors import UserError
@@ -92,6 +92,7 @@ class Record:
             active=is_first,
             start_step=self.start,
             shows_progress=shows_progress,
+            mirrors=mirrors.start(config.mirrors, self._workdir, json.loads(as_json(config))) if is_first else (),
         )
         self._stack.enter_context(contextlib.closing(self._writer))
         flops = prepared.task.flops

@@ -139,6 +139,8 @@ def _prepare_member(
 ) -> Member:
     """Prepares a run for one device and locks its directory."""
     prepared = prepare(config, workdir, devices=jax.devices()[:1], asked_to_stop=lambda: stop.signal_number)
+    if prepared.config.mirrors:  # of which a process has one at a time
+        raise ConfigError("config.mirrors: runs that train together have none; start the sweep without --together")
     files = contextlib.ExitStack()
     try:
         ownership = files.enter_context(contextlib.closing(Ownership(workdir)))
