@@ -31,6 +31,7 @@ from train_jax import config as config_lib
 from train_jax import task as task_lib
 from train_jax.arguments import expand_home
 from train_jax.command import run_command
+from train_jax.environment import record_code
 from train_jax.errors import ConfigError, LoadError, UserError
 from train_jax.paths import AnyPath
 from train_jax.prepare import describe
@@ -109,6 +110,7 @@ def merge(base: str, file: Path, workdir: AnyPath) -> None:
     trained_weights.write_weights(
         workdir / "checkpoints", description["step"], lora.merge(tree["params"]), tree.get("extra", {})
     )
+    record_code(workdir, description["step"])
     # The last, since config.json makes the folder a run directory.
     describe(_configure(description["config"], base), task.artifacts, workdir)
 

@@ -1,12 +1,14 @@
 """Environment of a run: code version, packages, devices and cost of the step, recorded in `environment.json` at each start.
 
-The file holds `{"starts": [{...}, ...]}`, one object for each time that the run was started or resumed:
+The file holds `{"starts": [{...}, ...]}`, one object for each time that the run was started or resumed (of weights that were
+merged or blended, one with time, step, code and versions):
 
     time                   unix time in seconds, after compilation and before the first update
     step                   step from which the run starts
     code                   {"commit": hash of the git commit, "dirty": whether tracked files differ from it} of this
                            project's clone; null if it is not in one, or if git is missing
-    versions               package -> version; null for one that is not installed as a package
+    versions               package -> version, of Python, of all packages that this project requires, and of accelerators;
+                           null for one that is not installed as a package
     device, devices, hosts kind of the devices, their number in the mesh, and the number of processes
     runs                   number of runs that the compiled step trains (`train_jax.sweep.together`); mostly 1
     peak_bytes             memory that the compiled step needs on each device
@@ -22,6 +24,7 @@ import logging
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -36,7 +39,9 @@ from train_jax.prepare import Prepared
 log = logging.getLogger(__name__)
 
 FILE = "environment.json"
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "multimodal-jax")
+_PROJECT = "multimodal-jax"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", _PROJECT)
+_ACCELERATORS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")
 _GIT_SECONDS = 20  # a clone on a shared disk may be slow; a run does not wait longer
 
 
@@ -46,18 +51,19 @@ def record_start(workdir: AnyPath, prepared: Prepared, compiled: jax.stages.Comp
     Args:
       runs: number of runs that the compiled step trains.
     """
-    file = workdir / FILE
-    starts = [*_read_starts(file), describe_environment(prepared, compiled) | {"step": step, "runs": runs}]
-    paths.replace_file(file, (json.dumps({"starts": starts}, indent=2, sort_keys=True) + "\n").encode())
+    _append(workdir / FILE, describe_environment(prepared, compiled) | {"step": step, "runs": runs})
+
+
+def record_code(workdir: AnyPath, step: int) -> None:
+    """Appends time, code and versions to `environment.json`, for weights of a step that were made without training."""
+    _append(workdir / FILE, describe_code() | {"step": step})
 
 
 def describe_environment(prepared: Prepared, compiled: jax.stages.Compiled) -> dict[str, Any]:
     """Returns what `environment.json` holds for a start now, without its step and its number of runs."""
     flops = prepared.task.flops
     return {
-        "time": time.time(),
-        "code": code_version(Path(__file__)),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        **describe_code(),
         "device": prepared.mesh.devices.flat[0].device_kind,
         "devices": prepared.mesh.size,
         "hosts": jax.process_count(),
@@ -69,6 +75,11 @@ def describe_environment(prepared: Prepared, compiled: jax.stages.Compiled) -> d
         },
         "records": prepared.records,
     }
+
+
+def describe_code() -> dict[str, Any]:
+    """Returns the time, and the version of the code and of packages, as `environment.json` holds them."""
+    return {"time": time.time(), "code": code_version(Path(__file__)), "versions": describe_versions()}
 
 
 @functools.cache
@@ -88,6 +99,18 @@ def code_version(file: Path) -> dict[str, Any] | None:
     return {"commit": commits[0], "dirty": any(not line.startswith("#") for line in lines)} if commits else None
 
 
+@functools.cache
+def describe_versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of packages, as `environment.json` holds them."""
+    try:
+        lines = [line for line in importlib.metadata.requires(_PROJECT) or () if "extra ==" not in line]
+    except importlib.metadata.PackageNotFoundError:  # a clone that is not installed
+        lines = []
+    required = [re.match(r"[\w.-]+", line)[0] for line in lines]
+    accelerators = [name for name in _ACCELERATORS if _version(name)]
+    return {"python": platform.python_version()} | {name: _version(name) for name in (*_PACKAGES, *required, *accelerators)}
+
+
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}  # reading must not disturb commands in the clone
@@ -101,6 +124,11 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _append(file: AnyPath, start: dict[str, Any]) -> None:
+    starts = [*_read_starts(file), start]
+    paths.replace_file(file, (json.dumps({"starts": starts}, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _read_starts(file: AnyPath) -> list[dict[str, Any]]:

@@ -1,12 +1,20 @@
 """The environment of a run: git's commit of a clone, and none elsewhere; a damaged record of starts."""
 
+import ast
+import importlib.metadata
 import json
+import platform
 import subprocess
+from pathlib import Path
 
+import optax
 import pytest
+from packaging.requirements import Requirement
 
 from train_jax import environment
 from train_jax.environment import code_version
+
+SETUP = Path(__file__).resolve().parents[2] / "setup.py"
 
 
 def git(folder, *words):
@@ -59,3 +67,20 @@ def test_a_damaged_record_of_starts_is_begun_anew(tmp_path, caplog, content):
     assert environment._read_starts(file) == [] and "its starts are forgotten" in caplog.text
     file.write_text(json.dumps({"starts": [{"time": 1}]}))
     assert environment._read_starts(file) == [{"time": 1}]
+
+
+def test_versions_are_those_of_all_requirements(monkeypatch):
+    lists = [node.value for node in ast.walk(ast.parse(SETUP.read_text())) if getattr(node, "arg", "") == "install_requires"]
+    required = {Requirement(line).name for line in ast.literal_eval(lists[0])}
+    environment.describe_versions.cache_clear()
+    versions = environment.describe_versions()
+    assert required | {"python", "jaxlib", "multimodal-jax"} <= versions.keys() and "gradio" not in versions
+    assert versions["optax"] == optax.__version__ and versions["python"] == platform.python_version()
+
+    def find_none(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", find_none)
+    environment.describe_versions.cache_clear()
+    assert environment.describe_versions()["jax"] == versions["jax"]
+    environment.describe_versions.cache_clear()

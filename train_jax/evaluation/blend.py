@@ -26,6 +26,7 @@ import numpy as np
 
 from train_jax import arguments, config_file, paths, program_cache, run_directory, sharding, trained_weights
 from train_jax.command import exit_code
+from train_jax.environment import record_code
 from train_jax.errors import ConfigError, UserError
 from train_jax.evaluation.command import evaluate_weights
 from train_jax.evaluation.evaluators import Evaluations
@@ -162,6 +163,7 @@ class Line:
         """Writes the run directory of a point: config and files of the last run, and the weights as the only checkpoint."""
         source, target = self._model.directory, paths.run_directory(directory)
         trained_weights.write_weights(target / "checkpoints", self._step, *interpolate(self.start, self.end, alpha))
+        record_code(target, self._step)
         for name in ("artifacts.json", *self._task.artifacts, "config.json"):  # the last makes the folder a run directory
             paths.replace_file(target / name, (source / name).read_bytes())
 
