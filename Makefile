@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # XLA takes and gives back large buffers in every update; an allocator that keeps them trains up to 1.5 times as fast on a CPU.
 PRELOAD ?= $(firstword $(wildcard /usr/lib/*/libtcmalloc_minimal.so.4 /usr/lib64/libtcmalloc_minimal.so.4))
 
-.PHONY: help demo emoji serve test smoke slow test-peers test-app fuzz lint docs bench lock
+.PHONY: help demo emoji serve test smoke slow test-peers test-app fuzz lint docs dist bench lock
 
 help:  ## List the targets and variables
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -88,6 +88,16 @@ lint: $(STAMP)  ## Check style and formatting
 docs: $(STAMP)  ## Build the pages of docs/ and the reference of all public functions (build/site/index.html)
 	$(RUN) -m zensical build --strict --clean
 	$(RUN) -m tests.check_site build/site
+
+# `tests/train/test_published.py` installs such a wheel and opens all configs by name. The renderer of Markdown lets twine see
+# what an index would refuse of README.
+dist: VENV := .venv-dist
+dist:  ## Build the wheel and the archive of sources, and check that a package index would take them (dist/)
+	test -e $(VENV)/bin/twine || { $(INTERPRETER) -m venv $(VENV) && \
+	    $(RUN) -m pip install --quiet --disable-pip-version-check build twine 'readme_renderer[md]'; }
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
 
 # Those of trained models (drawing, painting) are called by name: their docstrings tell which runs they need.
 bench: $(STAMP)  ## Measure all that needs no trained model, and write docs/benchmarks.md (QUICK=1: ten minutes on two cores)

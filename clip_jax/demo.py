@@ -44,6 +44,10 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     """Trains the CLIP of `config`, writes the images and the page of a demo, and returns the metrics."""
     start = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
+    for name, options in config_lib.fill(config).evals.items():
+        if options.type == "hits" and options.every:
+            sheet = workdir / "clip" / "samples" / f"{options.every:08d}-{name}-hits.png"
+            print(f"what it finds after {options.every} updates, and again every {options.every}: {sheet}", flush=True)
     metrics = train_jax.run(config, workdir / "clip").last_evaluations("top1", "r1", "all")
     clip = load(workdir / "clip")
     data = config_lib.fill(config).data

@@ -21,6 +21,7 @@ from clip_jax.accuracy import (
 )
 from clip_jax.encoders import Encoders, select_labelled
 from clip_jax.example import get_negatives
+from clip_jax.hits import Hits, HitsOptions
 from clip_jax.probes import KNN, FewShot, FewShotOptions, KNNOptions, LinearProbe, LinearProbeOptions
 from clip_jax.templates import fill_templates, read_templates
 from train_jax.data.images import Preprocess
@@ -75,6 +76,7 @@ EVALUATORS = {
     "retrieval": RetrievalOptions,
     "attributes": AttributesOptions,
     "negatives": NegativesOptions,
+    "hits": HitsOptions,
     "linear_probe": LinearProbeOptions,
     "few_shot": FewShotOptions,
     "knn": KNNOptions,
@@ -268,6 +270,7 @@ CLASSES: dict[str, Callable] = {
     "retrieval": Retrieval,
     "attributes": Attributes,
     "negatives": Negatives,
+    "hits": Hits,
     "linear_probe": LinearProbe,
     "few_shot": FewShot,
     "knn": KNN,

@@ -28,6 +28,7 @@ from train_jax.weights import known_models
 FILE = "README.md"
 FOLDER = "path/to/this/folder"  # what the code of a card loads, until `address` replaces it
 LIBRARY = "multimodal-jax"
+_COUNTS = ("images", "captions", "candidates")  # of what was evaluated: no measure of the model
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 
@@ -65,12 +66,13 @@ def make(
         raise ConfigError(f"licence {licence!r}: write a name of the hub in lower case, such as apache-2.0 or mit")
     run, step = _read_source(source)
     results = [] if run is None else list_results(run, step)
+    metrics = {row["metric"].rpartition("/")[2] for row in results}.difference(_COUNTS)
     front = huggingface_hub.ModelCardData(
         license=licence,
         library_name=library,
         pipeline_tag=kind.pipeline or None,
         tags=["jax", *kind.tags],
-        metrics=sorted({row["metric"].rpartition("/")[2] for row in results}) or None,
+        metrics=sorted(metrics) or None,
         base_model=None if run is None else _find_base(run.config),
     )
     title = kind.tags[0] if run is None else run.name

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from clip_jax import evaluators, probes, templates
+from clip_jax import evaluators, probes, sheets, templates
 from train_jax import sharding
 from train_jax.data.images import Preprocess
 from train_jax.data.sources import DataError, Source
@@ -473,3 +473,45 @@ def test_labels_and_captions_are_read_without_pictures():
         looked.clear()
         factory[kind](options, where)
         assert len(looked) <= len(rows) + (10 if kind == "linear_probe" else 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drawn hits
+
+
+def test_the_drawn_hits_are_the_nearest_images_and_marked_by_the_truth(monkeypatch):
+    rows, weights, queries = records(), params(), ("an ant", "the bee")
+    sections = []
+    render = sheets.render_contact_sheet
+    monkeypatch.setattr(sheets, "render_contact_sheet", lambda x, **options: sections.append(x) or render(x, **options))
+
+    def draw(source, **options):
+        full = evaluators.EVALUATORS["hits"].defaults()
+        full.update({"batch_size": 10, "queries": queries, "gallery": 30, "hits": 3} | options)
+        factory = evaluators.make_factories(Planted(), TOKENIZER, Preprocess(4, mean=(0.5,) * 3, std=(0.5,) * 3))["hits"]
+        where = context(source, 1)
+        with jax.set_mesh(where.mesh):
+            return factory(full, where)(weights, {})
+
+    def is_true(text, record):
+        return text[-3:] in " ".join(record["captions"])
+
+    metrics, pictures = draw(Source("s", rows, NAMES, is_true=is_true))
+    scores = embed_texts(weights, queries) @ embed_images(weights, rows[:30]).T
+    expected = [[rows[i] for i in np.argsort(-row, kind="stable")[:3]] for row in scores]
+    true = [[is_true(text, row) for row in hits] for text, hits in zip(queries, expected, strict=True)]
+    assert [[cell.name for cell in section.cells] for section in sections[0]] == [[r["id"] for r in x] for x in expected]
+    assert [[cell.correct for cell in section.cells] for section in sections[0]] == true
+    assert metrics == {"images": 30, "precision": np.mean(true)} and 0 < np.mean(true) < 1
+    assert pictures["hits"].dtype == np.uint8 and pictures["hits"].shape[1] > 3 * 96
+    # Without a truth there is nothing to mark.
+    assert draw(Source("s", rows, NAMES))[0] == {"images": 30}
+    assert {cell.correct for section in sections[1] for cell in section.cells} == {None}
+
+    def refuse(text, record):
+        raise ValueError("no such caption")
+
+    with pytest.raises(DataError, match="s cannot tell whether a query is true of an image: no such caption"):
+        draw(Source("s", rows, NAMES, is_true=refuse))
+    with pytest.raises(ConfigError, match=r"queries = \(\); it must be at least one text"):
+        evaluators.EVALUATORS["hits"].parse({}, "evals.look")

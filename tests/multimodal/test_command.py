@@ -10,7 +10,7 @@ from multimodal_jax import __main__, demo
 
 
 @pytest.mark.parametrize(("codes", "expected"), [((0, 0, 0, 0), 0), ((0, 130), 130), ((2,), 2)])
-def test_the_demo_runs_its_parts_until_one_fails(codes, expected, monkeypatch):
+def test_the_demo_runs_its_parts_until_one_fails(codes, expected, monkeypatch, capsys):
     commands, left = [], list(codes)
 
     def run(command, check):
@@ -21,7 +21,11 @@ def test_the_demo_runs_its_parts_until_one_fails(codes, expected, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
     assert __main__.main(["demo", "--data", "emoji", "--workdir", "there"]) == expected
     options = ["--data", "emoji", "--workdir", "there"]
-    assert commands == [[sys.executable, "-m", part, *options] for part in demo.PARTS[: len(codes)]]
+    assert commands == [[sys.executable, "-m", part, *options] for part in list(demo.PARTS)[: len(codes)]]
+    announced = [line for line in capsys.readouterr().out.splitlines() if line.startswith("part ")]
+    assert [line[:11] for line in announced] == [f"part {i + 1} of 4" for i in range(len(codes))]
+    assert "(about 91 minutes, of 219 from here): there/search.png, there/index.html" in announced[0]
+    assert "minutes" not in "".join(announced[3:])  # not measured
 
 
 def test_a_folder_that_is_none_and_a_missing_gradio_are_sentences(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ DRAWINGS = "emoji/64/held_out=none"
 # What the VQGAN and DALL-E of `CONFIGS` know.
 SOURCE, SPLIT = f"{DRAWINGS} where group=Animals & Nature | {DRAWINGS} where group=Food & Drink", "pairs"
 SEARCHED = "emoji/64/held_out=twemoji/languages=en+el"
+MINUTES = (91, 53, 75)  # of each part of the demo, as far as measured, on one slow core each
 CONFIGS = {"clip": "clip/emoji", "vqgan": "vqgan/emoji", "dalle": "dalle/emoji"}
 
 QUERIES = (
