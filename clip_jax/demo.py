@@ -47,7 +47,7 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     for name, options in config_lib.fill(config).evals.items():
         if options.type == "hits" and options.every:
             sheet = workdir / "clip" / "samples" / f"{options.every:08d}-{name}-hits.png"
-            print(f"what it finds after {options.every} updates, and again every {options.every}: {sheet}", flush=True)
+            log.info("what it finds after %d updates, and every %d from then on: %s", options.every, options.every, sheet)
     metrics = train_jax.run(config, workdir / "clip").last_evaluations("top1", "r1", "all")
     clip = load(workdir / "clip")
     data = config_lib.fill(config).data
