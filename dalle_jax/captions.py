@@ -235,7 +235,7 @@ class YttmCaptions(_TextCondition):
         return tokens < self.vocabulary_size - self.text_length
 
 
-_CLASSES = {"subwords": SubwordCaptions, "yttm": YttmCaptions, "features": FeatureCaptions}  # value of "captions" in `to_json`
+_CLASSES = {"subwords": SubwordCaptions, "yttm": YttmCaptions, "features": FeatureCaptions}  # by "captions" in `to_json`
 
 
 def parse_captions(

@@ -137,9 +137,9 @@ class FeatureCaptions:
             raise ValueError(f"a prompt must be a text, an array of features or its file, not {type(condition).__name__}")
         if not (self.t5 and Path(self.t5).is_dir()):
             raise ValueError(
-                f"{condition!r}: this model reads features of texts by a T5, which is not in {self.t5 or T5!r}. Put it there "
-                "as transformers stores it (LlamaGen's is flan-t5-xl), or name features, a file .npy of last_hidden_state "
-                f"[tokens, {self.features}] without padding"
+                f"{condition!r}: this model reads features of texts by a T5, which is not in {self.t5 or T5!r}. Put it "
+                "there as transformers stores it (LlamaGen's is flan-t5-xl), or name features, a file .npy of "
+                f"last_hidden_state [tokens, {self.features}] without padding"
             )
         return encode_text(self.t5, condition, self.length)
 
@@ -175,12 +175,12 @@ def encode_text(folder: str, text: str, length: int) -> Float32[np.ndarray, "tok
         tokenizer, model = _load_t5(folder)
     except ImportError as error:
         raise ValueError(
-            f"{folder} is read by torch and transformers, of which one is missing ({error}): pip install '.[peers]', or name "
-            "features that were computed elsewhere, a file .npy"
+            f"{folder} is read by torch and transformers, of which one is missing ({error}): pip install '.[peers]', or "
+            "name features that were computed elsewhere, a file .npy"
         ) from error
     inputs = tokenizer(text.lower().strip(), max_length=length, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        return model(**inputs).last_hidden_state[0].numpy()
+        return model(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state[0].numpy()
 
 
 @functools.lru_cache(1)

@@ -79,11 +79,10 @@ class TokenEmbedding(nn.Module):
 
 
 class FeatureEmbedding(nn.Module):
-    """Embeds features of a text by an MLP without biases (LlamaGen, arXiv 2406.06525, section 3.2). Parameters: `fc1`, `fc2`,
-    and `null`, the features of no text.
+    """Embeds features of a text by an MLP without biases (LlamaGen, arXiv 2406.06525, section 3.2).
 
-    A row [length, features + 1] of a condition holds the features and, last, the state of each position: 1 for a token, 0 for
-    padding, -1 for a token of a dropped text.
+    Parameters: `fc1`, `fc2`, and `null`, the features of no text. A row [length, features + 1] of a condition holds the
+    features and, last, the state of each position: 1 for a token, 0 for padding, -1 for a token of a dropped text.
     """
 
     length: int

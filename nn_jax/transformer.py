@@ -334,9 +334,9 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
         """Applies all blocks to the first tokens of a sequence. Returns the output and their KV caches.
 
-        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). `mask` is that of the tokens to which others
-        attend, also later ones, by the caches. Other arguments are those of `__call__`; caches hold the keys and values of
-        the context, too.
+        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). `mask` is that of the tokens to which
+        others attend, also later ones, by the caches. Other arguments are those of `__call__`; caches hold the keys and
+        values of the context, too.
         """
         filled = []
         for number, (cache, index) in enumerate(zip(caches, self._indices(), strict=True)):

@@ -141,6 +141,10 @@ FORMATS = (
     Format("dalle/dalle-mini-preln", "dalle-mini's code, norms before branches"),
     Format("dalle/rudalle-v2", "ruDALL-E, `hf_version` v2, with `config.json`", "github.com/ai-forever/ru-dalle"),
     Format("dalle/rudalle-v3", "ruDALL-E, `hf_version` v3, with `config.json`", "github.com/ai-forever/ru-dalle"),
+    Format(
+        "dalle/llamagen-t2i", "LlamaGen's transformer of T5 features, with `config.json`",
+        "t2i_XL_stage1_256.pt of hf:FoundationVision/LlamaGen", "MIT",
+    ),
     Format("unclip/karlo", "diffusers' UnCLIPPipeline", "hf:kakaobrain/karlo-v1-alpha", "CreativeML Open RAIL-M"),
     Format("unclip/karlo-files", "karlo's own files", "github.com/kakaobrain/karlo", "CreativeML Open RAIL-M"),
     Format("unclip/eclipse", "ECLIPSE's prior", "hf:ECLIPSE-Community/ECLIPSE_Karlo_Prior", "openrail++"),
@@ -223,7 +227,10 @@ class _SecondStage:
 
     def measure(self) -> Iterator[tuple[str, float]]:
         outputs, condition = self.outputs, self.model.condition
-        inputs = outputs["labels"].tolist() if "labels" in outputs else [str(prompt) for prompt in outputs["prompts"]]
+        if "features" in outputs:
+            inputs = [x[mask > 0] for x, mask in zip(outputs["features"], outputs["mask"], strict=True)]
+        else:
+            inputs = outputs["labels"].tolist() if "labels" in outputs else [str(prompt) for prompt in outputs["prompts"]]
         text_logits, logits = self.model.logits(condition.encode(inputs), outputs["codes"])
         if text_logits is not None and "text_logits" in outputs:
             yield "text logits", largest(text_logits, outputs["text_logits"])
@@ -325,6 +332,7 @@ def is_start(opened) -> bool:
     options = {"task": opened.task, "steps": 1, "data": {"source": "digits"}, "pretrained": str(opened.path)}
     options |= {"fresh_discriminator": True} if opened.task == "vqgan_jax.task" else {}
     options |= {"vqgan": {"path": opened.vqgan}} if opened.vqgan else {}
+    options |= {"features": "features"} if "features" in opened.outputs else {}
     try:
         config = config_lib.resolve(ConfigDict(options))
         task_lib.module(config).make(config, None).pretrained()

@@ -71,6 +71,7 @@ IRRELEVANT = {
     r"dalle/dalle-mini.*:config\.json:(use_scan|use_subln_init|tau_init)": "of layout, initial values, cosine attention",
     r"dalle/dalle-mini.*:config\.json:image_vocab_size": "padding of the codes before decoder_start_token_id",
     r"dalle/rudalle.*:config\.json:model_params\.cogview_pb_relax": "the range of scores in 16 bits",
+    r"dalle/llamagen-t2i:config\.json:num_classes": "of the models of classes",
     r"unclip/karlo:model_index\.json:\w+\.\d": "the folders' own configurations tell their classes",
     r"unclip/karlo:text_encoder/config\.json:(bos|pad)_token_id": "the tokenizer's files tell its tokens",
     r"unclip/karlo:super_res_last/config\.json:sample_size": "the size of the first network is that of both",
