@@ -23,7 +23,7 @@ SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 FIRST_STAGE = "first_stage_model."  # prefix of the VQGAN's weights in the checkpoint of a second stage
 _DISCRIMINATOR = "loss.discriminator.main."
 # Ignored tensors of a checkpoint: networks of losses, counters, running averages.
-_IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
+IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
 _WRAPPERS = ("_orig_mod", "module")  # prefixes of compiled and of data-parallel models
 # Classes of first stages -> types of their quantisers.
 _QUANTIZERS = {"GumbelVQ": "gumbel", "IBQ": "ibq"}
@@ -89,7 +89,7 @@ def build_checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoin
             tensors = average_weights(tensors)
 
     def read() -> tuple[dict, str]:
-        return {"params": unflatten(from_peer(tensors, build_entries(model), str(path), _IGNORED), False)}, str(path)
+        return {"params": unflatten(from_peer(tensors, build_entries(model), str(path), IGNORED), False)}, str(path)
 
     discriminator = find_discriminator(tensors, _DISCRIMINATOR, path)
     return Checkpoint(

@@ -364,8 +364,10 @@ class CodeGenerator:
 
     def _output_grid(self, size: tuple[int, int] | None) -> tuple[int, int]:
         factor = self.vqgan.factor
-        if size is None:
+        if size is None or tuple(size) == (self.size, self.size):
             return self.grid
+        if self.condition.kind == "map":
+            raise ValueError(f"size = {tuple(size)}: a map conditions images of {self.size} x {self.size} pixels only")
         if any(side < self.size or side % factor for side in size):
             raise ValueError(
                 f"size = {tuple(size)}: height and width must be at least {self.size}, the training size, and "
