@@ -76,7 +76,9 @@ class Format:
     def outputs(self) -> dict[str, np.ndarray]:
         name = "expected.npz" if self.golden.startswith("clip/") else "outputs.npz"
         with np.load(GOLDEN / self.folder / name) as file:
-            return dict(file)
+            outputs = dict(file)
+        prefix = f"{self.path.stem}/"  # of a file's own values
+        return outputs | {key.removeprefix(prefix): x for key, x in outputs.items() if key.startswith(prefix)}
 
 
 FORMATS = (
@@ -123,6 +125,9 @@ FORMATS = (
     Format("vqgan/taming/last.ckpt", "taming-transformers, `.ckpt` and `.yaml`"),
     Format("vqgan/gumbel/stage1.ckpt", "taming-transformers, Gumbel"),
     Format("vqgan/gumbel/stage2.ckpt", "taming-transformers' second stage of classes"),
+    Format("vqgan/taming-maps/segmentation.ckpt", "taming-transformers' second stage of segmentations"),
+    Format("vqgan/taming-maps/coordinates.ckpt", "taming-transformers' second stage of coordinates"),
+    Format("vqgan/taming-maps/reduced.ckpt", "taming-transformers' second stage of smaller images"),
     Format("vqgan/ldm", "latent diffusion's VQ, `.ckpt` and `.yaml`"),
     Format("vqgan/dalle-mini", "dalle-mini's VQGAN, Flax", "hf:dalle-mini/vqgan_imagenet_f16_16384", "not stated"),
     Format("vqgan/dvae", "OpenAI's dVAE, `encoder.pkl` and `decoder.pkl`", "github.com/openai/DALL-E"),
@@ -149,7 +154,7 @@ FORMATS = (
     Format("unclip/karlo-files", "karlo's own files", "github.com/kakaobrain/karlo", "CreativeML Open RAIL-M"),
     Format("unclip/eclipse", "ECLIPSE's prior", "hf:ECLIPSE-Community/ECLIPSE_Karlo_Prior", "openrail++"),
 )  # fmt: skip
-_SECOND_STAGES = ("stage2.ckpt", "llamagen-prior")
+_SECOND_STAGES = ("stage2.ckpt", "llamagen-prior", "taming-maps")
 # The sizes of clip/open-clip-roberta, whose files only name its text tower.
 TINY_ROBERTA = mock.patch.dict(bert.MODELS, {"tiny-roberta": (32, 2, 4, 48, 320)})
 _TEXTS = ["a photo of a cat.", "Two DOGS  and a red ball", "the sea at night, with many, many, many ships far away", "42"]
@@ -229,6 +234,8 @@ class _SecondStage:
         outputs, condition = self.outputs, self.model.condition
         if "features" in outputs:
             inputs = [x[mask > 0] for x, mask in zip(outputs["features"], outputs["mask"], strict=True)]
+        elif "maps" in outputs:
+            inputs = list(outputs["maps"])
         else:
             inputs = outputs["labels"].tolist() if "labels" in outputs else [str(prompt) for prompt in outputs["prompts"]]
         text_logits, logits = self.model.logits(condition.encode(inputs), outputs["codes"])

@@ -27,9 +27,8 @@ def config_files(row: Format) -> list[Path]:
     """Lists the configurations of a golden, relative to its folder."""
     folder = GOLDEN / row.folder
     files = [file for file in folder.rglob("*") if file.name in CONFIGS or file.suffix in (".yaml", ".yml")]
-    stem = Path(row.golden).stem if row.path.is_file() else ""
-    names = {"stage1": "stage1.yaml", "stage2": "stage2.yaml"}
-    return sorted(file.relative_to(folder) for file in files if names.get(stem, file.name) == file.name)
+    own = [file for file in files if row.path.is_file() and file.stem == row.path.stem]
+    return sorted(file.relative_to(folder) for file in own or files)
 
 
 ROWS = {row.golden: row for row in formats.FORMATS if config_files(row)}

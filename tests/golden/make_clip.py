@@ -562,6 +562,33 @@ def open_clip_mobile(name: str, seed: int) -> None:
         open_clip_directory(name, vision | {"timm_model_kwargs": kwargs}, seed, custom_text=True)
 
 
+def open_clip_mci(name: str, seed: int) -> None:
+    """MobileCLIP-S1 with small stages, whose sizes no argument of timm changes: (8, (1, 1, 2, 1)) in `MCI` of
+    `clip_jax.pretrained.mci`.
+    """
+    from timm.models import fastvit
+
+    def create(variant, create=fastvit._create_fastvit, **kwargs):
+        return create(variant, **kwargs | {"layers": (1, 1, 2, 1), "embed_dims": (8, 16, 32, 64)})
+
+    def randomise_mci(model, seed, randomise=randomise):
+        """Weights whose batch norms have seen images: otherwise features grow from block to block."""
+        randomise(model, seed)
+        for key, p in model.named_parameters():
+            p.data *= 0.2 if key.endswith("gamma") else 1
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = 0.9
+        model.train()
+        model.encode_image(torch.rand(8, 3, 64, 64))
+        model.eval()
+
+    vision = {"image_size": 64, "timm_model_name": "fastvit_mci1", "timm_pool": "avg", "timm_proj": None}
+    patch = unittest.mock.patch.multiple(sys.modules[__name__], randomise=randomise_mci)
+    with unittest.mock.patch.object(fastvit, "_create_fastvit", create), patch:
+        open_clip_directory(name, vision, seed, text={"no_causal_mask": True}, custom_text=True)
+
+
 # Width, depth, heads, width of the MLP, rows of the token embedding; see `clip_jax.pretrained.bert.MODELS`.
 TINY_ROBERTA = {"tiny-roberta": (32, 2, 4, 48, 320)}
 
@@ -662,6 +689,7 @@ def main() -> None:
     open_clip_roberta("open-clip-roberta", xlm_tokenizer, 35)
     open_clip_vitamin("open-clip-vitamin", "vitamin_small_224", "linear", 37)
     open_clip_mobile("open-clip-mobile", 43)
+    open_clip_mci("open-clip-mci", 45)
     long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)

@@ -10,7 +10,7 @@ import io
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from vqgan_jax.model import Autoencoder
 from vqgan_jax.stage2.condition import Tokens
 
 
+@runtime_checkable
 class MapEncoder(Protocol):
     """Interface of encoders of maps.
 
