@@ -1,10 +1,10 @@
-"""Sizes of goldens of CLIP whose files only name a tower: of open-clip-roberta, -vitamin and -mci."""
+"""Sizes of goldens of CLIP whose files only name a tower: of open-clip-roberta and open-clip-vitamin."""
 
 import contextlib
 from collections.abc import Iterator
 from unittest import mock
 
-from clip_jax.pretrained import bert, mci, timm
+from clip_jax.pretrained import bert, timm
 
 
 @contextlib.contextmanager
@@ -13,6 +13,5 @@ def tiny_towers() -> Iterator[None]:
     with (
         mock.patch.dict(bert.MODELS, {"tiny-roberta": (32, 2, 4, 48, 320)}),
         mock.patch.dict(timm.VITAMIN, {"small": (8, (1, 2), 32, 2, 4)}),
-        mock.patch.dict(mci.MCI, {"mci1": (8, (1, 1, 2, 1))}),
     ):
         yield

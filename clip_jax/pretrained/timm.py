@@ -6,7 +6,7 @@ SigLIP's trunks (`vit_*_siglip_*`) these are the tanh approximation of GELU for 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,22 +133,30 @@ def _convert_convnext(config: Mapping, scale: str, embed_dim: int, file: Path) -
     width, layers, eps = CONVNEXT[scale]
     kwargs = _read_kwargs(config, {"dims": "dims", "depths": "layers"}, file)
     if "dims" in kwargs:
-        width, *others = kwargs["dims"]
-        if others != [2 * width, 4 * width, 8 * width]:
-            raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.dims = {kwargs['dims']!r}; each must be twice the last")
+        width = _check_doubled(kwargs["dims"], "dims", file)
     projection = _check_projection(config, embed_dim, file)
     layers = tuple(kwargs.get("layers", layers))
     options = {"size": config["image_size"], "width": width, "layers": layers, **projection}
     return {"tower": "convnext", **options, "activation": "gelu", "eps": eps}
 
 
+def _check_doubled(widths: Sequence[int], key: str, file: Path) -> int:
+    """Returns the width of the first of four stages. Raises LoadError unless each has twice that of the last."""
+    width, *others = widths
+    if others != [2 * width, 4 * width, 8 * width]:
+        raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.{key} = {widths!r}; each must be twice the last")
+    return width
+
+
 def _convert_mci(config: Mapping, scale: str, file: Path) -> dict:
     for key, value in (("timm_pool", "avg"), ("timm_proj", None)):
         if config.get(key) != value:
             raise LoadError(f"{file}: vision_cfg.{key} = {config.get(key)!r}; {config['timm_model_name']} has {value!r}")
-    _read_kwargs(config, {}, file)
     width, layers = mci.MCI[scale]
-    options = {"size": config["image_size"], "width": width, "layers": layers}
+    kwargs = _read_kwargs(config, {"embed_dims": "widths", "layers": "layers"}, file)
+    if "widths" in kwargs:
+        width = _check_doubled(kwargs["widths"], "embed_dims", file)
+    options = {"size": config["image_size"], "width": width, "layers": tuple(kwargs.get("layers", layers))}
     return {"tower": "mci", **options, "activation": "gelu", "eps": 1e-5}
 
 

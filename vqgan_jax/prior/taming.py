@@ -63,7 +63,7 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
     encoder = _open_map_encoder(config, tensors, len(table), path)
     if encoder is None:
         classes = _num_labels(config, path)
-        condition, num_tokens = ClassCondition(classes, droppable=not classes), classes
+        condition, num_tokens, name = ClassCondition(classes, droppable=not classes), classes, "labels"
         size = factor * _find_side(lambda side: 1, len(positions), path)
         # The embedding of "no label" is zero, because the model was not trained without labels.
         embeddings = np.concatenate([table[:classes], 0 * table[:1]]) if classes else table[[_first_token(config)]]
@@ -72,12 +72,11 @@ def _open(config: Mapping, path: Path) -> Stage2Checkpoint:
         size = factor * _find_side(lambda side: token_count(encoder, reduced or side * factor), len(positions), path)
         if (reduced or size) % encoder.factor:
             raise LoadError(f"{path}: maps of {reduced or size} pixels, which squares of {encoder.factor} do not divide")
-        condition, num_tokens = MapCondition(encoder, size, reduced), encoder.vocabulary_size
+        condition, num_tokens, name = MapCondition(encoder, size, reduced), encoder.vocabulary_size, "codes of maps"
         embeddings = table[:num_tokens]
     if not max(num_tokens, num_codes) <= len(table):
         raise LoadError(
-            f"{path}: {len(table)} tokens are too few for {num_codes} codes and {num_tokens} {condition.kind} tokens, which "
-            "share them"
+            f"{path}: {len(table)} tokens are too few for {num_codes} codes and {num_tokens} {name}, which share them"
         )
     # The last code is never an input, so taming may have no position for it.
     count, length = (size // factor) ** 2, condition.length
