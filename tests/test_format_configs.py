@@ -34,14 +34,17 @@ def config_files(row: Format) -> list[Path]:
 ROWS = {row.golden: row for row in formats.FORMATS if config_files(row)}
 # Golden, file and key, as `golden:file:key`, of what does not change the computation, and why.
 IRRELEVANT = {
-    r".*:(?!open_clip)[\w/]+\.json:(|text_config|vision_config)":
-        "transformers and diffusers ignore keys that they do not know",
-    r".*\.yaml:(|model|model\.(params|init_args)(\.ddconfig)?)":
-        "options of training, which differ between taming's derivatives",
-    r"vqgan/gumbel/stage2.*:model\.params\.(first_stage_config|transformer_config|cond_stage_config)(\.params(\.ddconfig)?)?":
+    r"(clip.*:preprocessor_config|unclip.*:[\w/]+)\.json:":
+        "image processors, and diffusers' classes of the parts of an unCLIP, which list all that they know",
+    r".*\.yaml:(|model|model\.(params|init_args))": "options of training, which differ between taming's derivatives",
+    r"vqgan/(gumbel/stage2|taming-maps).*:model\.params\.(first_stage_config|transformer_config|cond_stage_config)":
+        "a target and its params",
+    r"vqgan/(gumbel/stage2|taming-maps).*:model\.params\.(first_stage_config|cond_stage_config)\.params":
         "options of training, too",
-    r"vqgan/gumbel/stage2.*:model\.params\.(cond_stage_key|cond_stage_config\.params|.*temperature_scheduler_config.*)":
+    r"vqgan/(gumbel/stage2|taming-maps).*:model\.params\.(cond_stage_key|.*temperature_scheduler_config.*)":
         "of training data and of training",
+    r"vqgan/taming-maps.*:model\.params\.cond_stage_config\.params\.(n_labels|ddconfig\.out_ch)":
+        "of colours and of the decoder, which are not read",
     r".*:open_clip_config\.json:(|preprocess_cfg)": "open_clip reads only what it knows",
     r".*:.*(_version|(^|\W)dtype|architectures\.\d|model_type|description)": "what wrote the file, and for which class",
     r".*:.*(dropout|drop|drop_path|pdrop|dropout_prob|gradient_checkpointing)": "of training",

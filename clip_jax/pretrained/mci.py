@@ -4,6 +4,7 @@ Files have the weights of training or, after timm's `reparameterize_model`, thos
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from clip_jax.mci import HEAD_DIM
 from clip_jax.pretrained.openai import linear_entries
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry
-from train_jax.weights.tensors import Tensor
 
 TRUNK = "visual.trunk"
 # Width of the first stage and blocks of the stages, by scale.
@@ -56,10 +56,11 @@ def _excitation_entries(ours: str, theirs: str) -> Iterator[Entry]:
     yield from linear_entries(f"{ours}/excite", f"{theirs}.fc2", "conv1x1_to_linear")
 
 
-def fold(tensors: Mapping[str, Tensor], image: Mapping, where: str) -> dict[str, Tensor | np.ndarray]:
+def fold(tensors: Mapping[str, Any], image: Mapping, where: str) -> dict[str, Any]:
     """Folds batch norms, branches, shortcuts and layer scales of training into convolutions and products, in float64.
 
     Args:
+      tensors: name -> array-like.
       image: options of `ImageOptions`.
       where: name of the file for messages.
 
@@ -74,10 +75,10 @@ def fold(tensors: Mapping[str, Tensor], image: Mapping, where: str) -> dict[str,
 class _Folding:
     """Tensors of a tower, of which those that are folded are replaced."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Any]):
         self._tensors = dict(tensors)
 
-    def apply(self, layers: tuple[int, ...]) -> dict[str, Tensor | np.ndarray]:
+    def apply(self, layers: tuple[int, ...]) -> dict[str, Any]:
         for index, has_shortcut in enumerate((False, False, True)):
             self._convolution(f"{TRUNK}.stem.{index}", has_scale=index < 2, has_shortcut=has_shortcut)
         last = len(layers) - 1

@@ -36,6 +36,10 @@ _FIXED = {
     "attn_type": "vanilla", "use_linear_attn": False,
 }  # fmt: skip
 
+_DDCONFIG = _FIXED.keys() | {
+    "ch", "ch_mult", "num_res_blocks", "resolution", "attn_resolutions", "z_channels", "dropout", "pdrop",
+}  # fmt: skip
+
 
 def find_file(path: Path) -> Path | None:
     """Returns the only checkpoint in a directory or its `checkpoints` folder, or None. Raises LoadError for several."""
@@ -171,6 +175,9 @@ def convert_config(config: Mapping, path: Path) -> dict:
     if "ddconfig" not in params:
         raise LoadError(f"{path}: its configuration is of {target}, which has no ddconfig: no first stage")
     dd, variant = params["ddconfig"], _find_variant(target, path)
+    if unknown := dd.keys() - _DDCONFIG:
+        known = ", ".join(sorted(_DDCONFIG))
+        raise LoadError(f"{path}: ddconfig has {', '.join(sorted(unknown))}; what is understood: {known}")
     for key, value in _FIXED.items():
         if dd.get(key, value) != value and (key, dd[key]) != ("attn_type", "none"):
             raise LoadError(f"{path}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is supported")

@@ -32,6 +32,7 @@ _OPTIONS = {
     "transformer_config", "first_stage_config", "cond_stage_config", "permuter_config", "ckpt_path", "ignore_keys",
     "first_stage_key", "cond_stage_key", "downsample_cond_size", "pkeep", "sos_token", "unconditional",
 }  # fmt: skip
+_GPT = {"vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_unmasked", "embd_pdrop", "resid_pdrop", "attn_pdrop"}
 _DEFAULTS = {"n_layer": 12, "n_head": 8, "n_embd": 256, "n_unmasked": 0, "resid_pdrop": 0.0}  # defaults of GPT
 
 
@@ -116,6 +117,8 @@ def _open_map_encoder(config: Mapping, tensors: Mapping, num_tokens: int, path: 
         return None
     if name == "CoordStage":
         levels, factor = section["params"]["n_embed"], section["params"]["down_factor"]
+        if unknown := section["params"].keys() - {"n_embed", "down_factor"}:
+            raise LoadError(f"{path}: CoordStage with {', '.join(sorted(unknown))}; its options are n_embed and down_factor")
         return Coordinates(levels, factor, min(levels + 1, num_tokens))
     if name == "__is_first_stage__":
         section, is_own = config["first_stage_config"], False
@@ -181,6 +184,8 @@ def _parse_hparams(params: Mapping, path: Path) -> Mapping:
     if type(reduced) is not int or reduced == 0 or (reduced > 0 and name in _WITHOUT_MAP):
         raise LoadError(f"{path}: downsample_cond_size = {reduced!r}; it must be -1, or the side of reduced maps")
     hparams = _DEFAULTS | params["transformer_config"]["params"]
+    if unknown := hparams.keys() - _GPT:
+        raise LoadError(f"{path}: GPT with {', '.join(sorted(unknown))}; its options are {', '.join(sorted(_GPT))}")
     if hparams["n_unmasked"]:
         raise LoadError(f"{path}: n_unmasked = {hparams['n_unmasked']}; only 0, plain causal attention, is supported")
     return hparams
