@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from clip_jax.mci import MLP_RATIO
 from clip_jax.options import CLIPOptions, ImageOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
@@ -15,7 +16,7 @@ def forward_flops(options: CLIPOptions, max_patches: int = 0) -> tuple[int, int]
     if options.image.tower == "vit":
         image = _vit_flops(options, max_patches=max_patches)
     else:
-        image = {"resnet": _resnet_flops, "convnext": _convnext_flops}[options.image.tower](options)
+        image = {"resnet": _resnet_flops, "convnext": _convnext_flops, "mci": _mci_flops}[options.image.tower](options)
     tower = options.text
     tokens = tower.context_length + (tower.pool == "cls")
     text = transformer_flops(tokens, tower.width, tower.depth, tower.mlp_ratio)
@@ -119,6 +120,26 @@ def _convnext_flops(options: CLIPOptions) -> int:
             total += conv_flops(side, side, 2, width // 2, width)
         total += blocks * (conv_flops(side, side, 7, 1, width) + 2 * dense_flops(side**2, width, 4 * width))
     return total + _projection_flops(width, image.proj_hidden, options.embed_dim)
+
+
+def _mci_flops(options: CLIPOptions) -> int:
+    image, last = options.image, len(options.image.layers) - 1
+    side, width = image.size // 4, image.width
+    total = conv_flops(2 * side, 2 * side, 3, 3, width) + conv_flops(side, side, 3, 1, width)
+    total += dense_flops(side**2, width, width)
+    for stage, blocks in enumerate(image.layers):
+        if stage:
+            side, width = side // 2, 2 * width
+            total += conv_flops(side, side, 7, 1, width) + dense_flops(side**2, width, width)
+            total += 2 * dense_flops(1, width, width // 4) if stage >= last - 1 else 0
+        mixer = conv_flops(side, side, 3, 1, width)
+        if stage == last:
+            total += conv_flops(side, side, 7, 1, width)
+            mixer = transformer_flops(side**2, width, 1, 0)
+        mlp = 2 * dense_flops(side**2, width, MLP_RATIO * width)
+        total += blocks * (mixer + conv_flops(side, side, 7, 1, width) + mlp)
+    total += conv_flops(side, side, 3, 1, 2 * width) + 2 * dense_flops(1, 2 * width, width // 8)
+    return total + dense_flops(1, 2 * width, options.embed_dim)
 
 
 def _projection_flops(width: int, hidden: int, embed_dim: int) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from clip_jax.convnext import ConvNeXtTower
+from clip_jax.mci import MCiTower
 from clip_jax.options import CLIPCompute, CLIPOptions
 from clip_jax.resnet import ResNetTower
 from clip_jax.text import TextTower
@@ -31,7 +32,7 @@ class CLIP(nn.Module):
     Attributes:
       options: options of both towers; `text.vocab_size` must not be 0.
       eos_id: the end-of-text token.
-      dropout: dropout rate in the towers' blocks during training; of whole branches in a ConvNeXt, none in a ResNet.
+      dropout: dropout rate in the towers' blocks during training; of whole branches in a ConvNeXt, none in a ResNet or MCi.
       patch_dropout: fraction of an image's patches that are dropped during training.
     """
 
@@ -47,6 +48,8 @@ class CLIP(nn.Module):
             self.vision = ResNetTower(options, self.compute)
         elif options.image.tower == "convnext":
             self.vision = ConvNeXtTower(options, self.compute, self.dropout)
+        elif options.image.tower == "mci":
+            self.vision = MCiTower(options, self.compute)
         else:
             self.vision = VisionTower(options, self.compute, self.dropout, self.patch_dropout)
         self.text = TextTower(options, self.eos_id, self.compute, self.dropout)
@@ -72,7 +75,7 @@ class CLIP(nn.Module):
     def encode_patches(self, images: Float[Array, "batch size size 3"]) -> Float[Array, "batch patches dim"]:
         """Encodes each image patch as an embedding of unit norm.
 
-        Patches are in row-major order. For a ResNet or ConvNeXt they are the positions of the last feature map.
+        Patches are in row-major order. For a tower that is no ViT they are the positions of the last feature map.
         """
         return l2_normalize(self.vision(images, True, True))
 

@@ -11,11 +11,12 @@ from train_jax.errors import ConfigError
 from train_jax.options import Options, option
 
 STEM_STRIDE = 16  # pixels per position of the stems mbconv and hmlp
-STRIDE = 32  # pixels per position of the last feature map of a ResNet or ConvNeXt
+STRIDE = 32  # pixels per position of the last feature map of a tower that is no ViT
 # Options of towers that are no ViT, which has all but the layers.
 _OPTIONS = {
     "resnet": ("tower", "size", "width", "heads", "layers"),
     "convnext": ("tower", "size", "width", "layers", "proj_bias", "proj_hidden"),
+    "mci": ("tower", "size", "width", "layers"),
 }
 # What a ViT of images of native aspect ratio must have.
 _NATIVE = {
@@ -40,11 +41,13 @@ class ImageOptions(Options):
     )  # fmt: skip
 
     tower: str = option(
-        "vit", "a ViT, OpenAI's ResNet with attention pooling, or a ConvNeXt", choices=("vit", "resnet", "convnext")
+        "vit",
+        "a ViT, OpenAI's ResNet with attention pooling, a ConvNeXt, or MobileCLIP's MCi, without the norms of its training",
+        choices=("vit", "resnet", "convnext", "mci"),
     )
     size: int = option(224, "side of the images, in pixels", least=1)
     patch: int = option(32, "side of a ViT's patch, in pixels", least=1)
-    width: int = option(768, "width of the residual stream; of a ResNet or ConvNeXt: of the first stage", least=1)
+    width: int = option(768, "width of the residual stream; of a tower that is no ViT: of the first stage", least=1)
     depth: int = option(12, "number of blocks of a ViT", least=1)
     heads: int = option(12, "number of attention heads; of a ResNet: of the pooling", least=1)
     mlp_ratio: float = option(4.0, "width of the MLPs, in widths", above=0)
@@ -66,7 +69,7 @@ class ImageOptions(Options):
     pre_norm: bool = option(True, "whether there is a layer norm before the blocks")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     layers: tuple[int, ...] = option(
-        (3, 4, 6, 3), "number of blocks in each of the four stages of a ResNet or ConvNeXt", least=1
+        (3, 4, 6, 3), "number of blocks in each of the four stages of a tower that is no ViT", least=1
     )
     pool_heads: int = option(0, "number of heads of the pools map and query; 0: heads", least=0)
     pool_mlp_ratio: float = option(0.0, "width of the MLP of the pool map, in widths; 0: mlp_ratio", least=0)
@@ -172,6 +175,10 @@ class ImageOptions(Options):
         if len(self.layers) != 4:
             raise ConfigError(f"config.{path}.layers = {self.layers}; a {self.tower} has four stages of at least one block")
         if self.tower == "convnext":
+            return
+        if self.tower == "mci":
+            if self.width % 8:
+                raise ConfigError(f"config.{path}.width = {self.width} must be a multiple of 8 with an mci")
             return
         if self.width % 2 or (self.width * STRIDE) % self.heads:
             raise ConfigError(

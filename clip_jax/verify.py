@@ -42,6 +42,8 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         pooling = "attention"
     elif image.tower == "convnext":
         tower, pooling = f"ConvNeXt, {'-'.join(map(str, image.layers))} blocks, width {image.width}", "mean"
+    elif image.tower == "mci":
+        tower, pooling = f"MCi, {'-'.join(map(str, image.layers))} blocks, width {image.width}", "mean"
     else:
         blocks = f"{image.depth} layers, width {image.width}, {image.heads} heads"
         more = "" if image.rope == "none" else f", rotary positions ({image.rope})"

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int, Int32
 
+from dalle_jax.features import FeatureCaptions
 from dalle_jax.text_normalizer import TextNormalizer
 from train_jax.data.captions import CaptionChoice
 from train_jax.data.text import Tokenizer
@@ -38,6 +39,9 @@ class _TextCondition:
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
         return self.encode([""])[0]
+
+    def drop(self, tokens: Tokens) -> Tokens:
+        return self.null[None]
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
         """Tokenizes texts to token ids. Truncates texts that are too long, and logs a warning."""
@@ -231,12 +235,12 @@ class YttmCaptions(_TextCondition):
         return tokens < self.vocabulary_size - self.text_length
 
 
-_CLASSES = {"subwords": SubwordCaptions, "yttm": YttmCaptions}  # value of "captions" in `to_json`
+_CLASSES = {"subwords": SubwordCaptions, "yttm": YttmCaptions, "features": FeatureCaptions}  # by "captions" in `to_json`
 
 
 def parse_captions(
     text: str, length: int, droppable: bool, bpe_dropout: float = 0.0, choose: CaptionChoice | None = None
-) -> Captions | SubwordCaptions | YttmCaptions:
+) -> Captions | SubwordCaptions | YttmCaptions | FeatureCaptions:
     """Parses the condition of a run.
 
     Args:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from dalle_jax import card, evaluators, pretrained
 from dalle_jax.captions import TOKENIZER, parse_captions
+from dalle_jax.features import FeatureCaptions
 from dalle_jax.options import DALLEOptions
 from train_jax.data.captions import CaptionChoice
 from train_jax.data.options import TokenizerOptions
@@ -52,6 +53,7 @@ class DALLETaskOptions(task.Stage2TaskOptions):
     model: DALLEOptions = DALLEOptions()
     tokenizer: DALLETokenizerOptions = DALLETokenizerOptions()
     loss: LossOptions = LossOptions()
+    features: str = option("", "folder of T5 features of captions, ID.npy for each record, for weights that read these")
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"tokenizer": self.tokenizer.identity()}
@@ -112,6 +114,11 @@ def open_parts(config: ConfigDict, workdir: Path | None) -> tuple[Vqgan, DALLEOp
         )
     except ValueError as error:
         raise ConfigError(f"config.tokenizer: {error}") from error
+    if isinstance(captions, FeatureCaptions) != bool(config.features):
+        needs = "a folder: the model reads features" if not config.features else "empty: the model reads texts"
+        raise ConfigError(f"config.features = {config.features!r}; it must be {needs}")
+    if config.features:
+        captions = dataclasses.replace(captions, folder=str(config.features))
     return vq, options, captions
 
 

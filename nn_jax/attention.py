@@ -131,6 +131,11 @@ def _on_each_device(attention: Callable, q: jax.Array, k: jax.Array, v: jax.Arra
     return jax.shard_map(attention, in_specs=(spec,) * 3, out_specs=spec, axis_names=axes, check_vma=False)(q, k, v)
 
 
+def or_itself(mask: Bool[Array, "b t"]) -> Bool[Array, "b 1 t t"]:
+    """Returns the mask of attention to the tokens of `mask`, and of each token to itself: a softmax needs at least one."""
+    return mask[:, None, None] | jnp.eye(mask.shape[1], dtype=bool)[None, None]
+
+
 def platform() -> str:
     """Returns the platform for which a program is traced: of the current mesh, or else of JAX's default devices."""
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -349,10 +354,14 @@ class SelfAttention(nn.Module):
         attentions: tuple[Callable, ...] = (),
         index: int | Int[Array, ""] = 0,
         rotation: Float[Array, "#b t pairs 2"] | None = None,
+        mask: Bool[Array, "b t"] | None = None,
     ):
-        """Computes attention for the first tokens of a sequence, and their KV cache."""
+        """Computes attention for the first tokens of a sequence, and their KV cache; others attend to those of `mask`."""
         q, k, v = self._project(x, batch, rotation)
-        return self._merge(self._attend(q, k, v, attentions, index), x), cache.write(k, v, 0)
+        filled = cache.write(k, v, 0)
+        if mask is not None:
+            filled, mask = filled._replace(mask=mask[:, None]), or_itself(mask)
+        return self._merge(self._attend(q, k, v, attentions, index, mask), x), filled
 
     def decode_step(
         self,

@@ -19,11 +19,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from nn_jax.attention import Context, KVCache, Visible
+from nn_jax.attention import Context, KVCache, Visible, or_itself
 from nn_jax.attention_patterns import attended_codes, attention_mask
-from nn_jax.layers import NORMS, Dense, embedding_lookup, with_axis_names
+from nn_jax.layers import ACTIVATIONS, NORMS, Dense, embedding_lookup, with_axis_names
 from nn_jax.rotary import grid_angles, turns
 from nn_jax.sparse_attention import attend_in_pattern
 from nn_jax.transformer import Transformer, unstack_blocks
@@ -63,6 +63,11 @@ class TokenEmbedding(nn.Module):
         """Number of positions."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def row(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of a sequence of tokens."""
+        return jax.ShapeDtypeStruct((self.length,), jnp.int32)
+
     def __call__(
         self, ids: Int[Array, "b n"] | Float[Array, "b n v"], start: int | Int[Array, ""] = 0
     ) -> Float[Array, "b n width"]:
@@ -71,6 +76,38 @@ class TokenEmbedding(nn.Module):
         if not self.has_positions:
             return vectors
         return vectors + jax.lax.dynamic_slice_in_dim(self.positions, start, ids.shape[1])[None]
+
+
+class FeatureEmbedding(nn.Module):
+    """Embeds features of a text by an MLP without biases (LlamaGen, arXiv 2406.06525, section 3.2).
+
+    Parameters: `fc1`, `fc2`, and `null`, the features of no text. A row [length, features + 1] of a condition holds the
+    features and, last, the state of each position: 1 for a token, 0 for padding, -1 for a token of a dropped text.
+    """
+
+    length: int
+    features: int
+    width: int
+    dtype: DTypeLike
+
+    def setup(self):
+        init = with_axis_names(nn.initializers.normal(self.features**-0.5), "length", "proj")
+        self.null = self.param("null", init, (self.length, self.features))
+        self.fc1 = Dense((self.width,), ("proj", "embed"), 0.02, self.dtype, bias=False)
+        self.fc2 = Dense((self.width,), ("embed", "proj"), 0.02, self.dtype, bias=False)
+
+    @property
+    def row(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of a condition."""
+        return jax.ShapeDtypeStruct((self.length, self.features + 1), jnp.float32)
+
+    def mask(self, rows: Float[Array, "b n f1"]) -> Bool[Array, "b n"]:
+        """Returns the mask of tokens; False: padding, to which nothing attends."""
+        return rows[..., -1] != 0
+
+    def __call__(self, rows: Float[Array, "b n f1"]) -> Float[Array, "b n width"]:
+        x = jnp.where(rows[..., -1:] < 0, self.null[None], rows[..., :-1])
+        return self.fc2(ACTIVATIONS["gelu_tanh"](self.fc1(x))).astype(jnp.float32)
 
 
 class CodeTransformer(nn.Module):
@@ -82,7 +119,8 @@ class CodeTransformer(nn.Module):
 
     Attributes:
       condition: module that embeds a condition as vectors [B, C, width] with their positions: a `TokenEmbedding` of tokens
-        [B, C], or another one of any arrays, which has the attribute `length`, C. Only tokens can be predicted.
+        [B, C], or another one of any arrays, which has the attribute `length`, C. Only tokens can be predicted. If it has a
+        method `mask`, to which positions others attend, all blocks are dense.
       num_codes: vocabulary size of codes.
       grid: numbers of rows and columns of codes.
       blocks: further options of `Transformer`.
@@ -194,8 +232,9 @@ class CodeTransformer(nn.Module):
         """
         x, context = self._embed(condition, codes[:, :-1], deterministic)
         x = self.drop(x, deterministic=deterministic)
-        rotation = self._rotation(0, x.shape[1])
-        x = self.transformer(x, self._attentions(), deterministic, context=context, rotation=rotation)
+        rotation, mask = self._rotation(0, x.shape[1]), self._mask(condition, x.shape[1])
+        mask = None if mask is None else or_itself(mask)
+        x = self.transformer(x, self._attentions(), deterministic, mask, context, rotation)
         x = self._final_norm(x)
         last = self.prefix_length - 1  # this position predicts the first code
         condition_logits = None
@@ -213,7 +252,8 @@ class CodeTransformer(nn.Module):
         """
         x, context = self._embed(condition, codes)
         caches = self.transformer.empty_caches(len(x), x.shape[1], self.cache_dtype)
-        x, caches = self.transformer.prefill(x, caches, self._attentions(), context, self._rotation(0, x.shape[1]))
+        rotation, mask = self._rotation(0, x.shape[1]), self._mask(condition, x.shape[1])
+        x, caches = self.transformer.prefill(x, caches, self._attentions(), context, rotation, mask)
         return self._code_logits(x[:, -1]), caches
 
     def empty_caches(self, batch: int) -> tuple[KVCache, ...]:
@@ -283,6 +323,13 @@ class CodeTransformer(nn.Module):
         options = {"condition_length": length, "grid": self.grid, "window": self.conv_window}
         return tuple(functools.partial(attend_in_pattern, pattern=pattern, **options) for pattern in self.patterns)
 
+    def _mask(self, condition, length: int) -> Bool[Array, "b length"] | None:
+        """Returns the mask of the positions of a sequence to which others attend; None: all."""
+        if not hasattr(self.condition, "mask"):
+            return None
+        padding = ((0, 0), (0, length - self.prefix_length))
+        return jnp.pad(self.condition.mask(condition), padding, constant_values=True)
+
     def _rotation(self, start: int | Int[Array, ""], length: int) -> Float[Array, "1 length pairs 2"] | None:
         """Returns the rotary positions of a part of the sequence, zero for the prefix; None if positions are embedded."""
         if not self.rotary:
@@ -315,7 +362,8 @@ def unroll_for_decoding(module: CodeTransformer, params: Mapping[str, Any]) -> t
 
 
 def shapes(module: CodeTransformer) -> dict[str, Any]:
-    """Returns the tree of parameter shapes of a model whose condition is tokens."""
-    condition, codes = jnp.zeros((1, module.condition_length), jnp.int32), jnp.zeros((1, module.length), jnp.int32)
+    """Returns the tree of parameter shapes of a model whose condition is tokens or features."""
+    row, codes = module.condition.row, jnp.zeros((1, module.length), jnp.int32)
+    condition = jnp.zeros((1, *row.shape), row.dtype)
     params = nn.unbox(jax.eval_shape(module.init, jax.random.key(0), condition, codes)["params"])
     return jax.tree.map(lambda x: x.shape, params)

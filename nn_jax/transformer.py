@@ -130,9 +130,10 @@ class Block(nn.Module):
         index: int | Int[Array, ""] = 0,
         context: Context | None = None,
         rotation: Float[Array, "#batch length pairs 2"] | None = None,
+        mask: Bool[Array, "batch length"] | None = None,
     ):
         def attention(y):
-            return self.attention.prefill(y, len(x), cache, attentions, index, rotation)
+            return self.attention.prefill(y, len(x), cache, attentions, index, rotation, mask)
 
         def cross_attention(y):
             return self.cross_attention(y, context, len(x))
@@ -329,15 +330,17 @@ class Transformer(nn.Module):
         attentions: tuple[Callable, ...] = (),
         context: Context | None = None,
         rotation: Float[Array, "#batch prefix pairs 2"] | None = None,
+        mask: Bool[Array, "batch prefix"] | None = None,
     ) -> tuple[Float[Array, "batch prefix width"], tuple[KVCache, ...]]:
         """Applies all blocks to the first tokens of a sequence. Returns the output and their KV caches.
 
-        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). Other arguments are those of `__call__`;
-        caches hold the keys and values of the context, too.
+        Requires unrolled blocks (`scan=False`, parameters from `unstack_blocks`). `mask` is that of the tokens to which
+        others attend, also later ones, by the caches. Other arguments are those of `__call__`; caches hold the keys and
+        values of the context, too.
         """
         filled = []
         for number, (cache, index) in enumerate(zip(caches, self._indices(), strict=True)):
-            x, cache = self._block(number).prefill(x, cache, attentions, index, context, rotation)
+            x, cache = self._block(number).prefill(x, cache, attentions, index, context, rotation, mask)
             filled.append(cache)
         return x, tuple(filled)
 

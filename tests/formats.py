@@ -76,7 +76,9 @@ class Format:
     def outputs(self) -> dict[str, np.ndarray]:
         name = "expected.npz" if self.golden.startswith("clip/") else "outputs.npz"
         with np.load(GOLDEN / self.folder / name) as file:
-            return dict(file)
+            outputs = dict(file)
+        prefix = f"{self.path.stem}/"  # of a file's own values
+        return outputs | {key.removeprefix(prefix): x for key, x in outputs.items() if key.startswith(prefix)}
 
 
 FORMATS = (
@@ -110,6 +112,7 @@ FORMATS = (
     ),
     Format("clip/open-clip-siglip2", "open_clip, SigLIP of timm", "hf:timm/ViT-B-16-SigLIP"),
     Format("clip/open-clip-mobile", "open_clip, MobileCLIP-B of timm", "hf:apple/MobileCLIP-B-OpenCLIP"),
+    Format("clip/open-clip-mci", "open_clip, MobileCLIP-S1, -S2, MobileCLIP2-S0 of timm", "hf:apple/MobileCLIP-S1-OpenCLIP"),
     Format("clip/open-clip-vitamin", "open_clip, ViTamin of timm", "hf:jienengchen/ViTamin-S"),
     Format("clip/openai-vit/ViT-tiny.pt", "OpenAI's `.pt`, ViT", "ViT-B-32.pt of github.com/openai/CLIP", "MIT"),
     Format("clip/openai-resnet/RN-tiny.pt", "OpenAI's `.pt`, ResNet", "RN50.pt of github.com/openai/CLIP", "MIT"),
@@ -123,6 +126,9 @@ FORMATS = (
     Format("vqgan/taming/last.ckpt", "taming-transformers, `.ckpt` and `.yaml`"),
     Format("vqgan/gumbel/stage1.ckpt", "taming-transformers, Gumbel"),
     Format("vqgan/gumbel/stage2.ckpt", "taming-transformers' second stage of classes"),
+    Format("vqgan/taming-maps/segmentation.ckpt", "taming-transformers' second stage of segmentations"),
+    Format("vqgan/taming-maps/coordinates.ckpt", "taming-transformers' second stage of coordinates"),
+    Format("vqgan/taming-maps/reduced.ckpt", "taming-transformers' second stage of smaller images"),
     Format("vqgan/ldm", "latent diffusion's VQ, `.ckpt` and `.yaml`"),
     Format("vqgan/dalle-mini", "dalle-mini's VQGAN, Flax", "hf:dalle-mini/vqgan_imagenet_f16_16384", "not stated"),
     Format("vqgan/dvae", "OpenAI's dVAE, `encoder.pkl` and `decoder.pkl`", "github.com/openai/DALL-E"),
@@ -141,11 +147,15 @@ FORMATS = (
     Format("dalle/dalle-mini-preln", "dalle-mini's code, norms before branches"),
     Format("dalle/rudalle-v2", "ruDALL-E, `hf_version` v2, with `config.json`", "github.com/ai-forever/ru-dalle"),
     Format("dalle/rudalle-v3", "ruDALL-E, `hf_version` v3, with `config.json`", "github.com/ai-forever/ru-dalle"),
+    Format(
+        "dalle/llamagen-t2i", "LlamaGen's transformer of T5 features, with `config.json`",
+        "t2i_XL_stage1_256.pt of hf:FoundationVision/LlamaGen", "MIT",
+    ),
     Format("unclip/karlo", "diffusers' UnCLIPPipeline", "hf:kakaobrain/karlo-v1-alpha", "CreativeML Open RAIL-M"),
     Format("unclip/karlo-files", "karlo's own files", "github.com/kakaobrain/karlo", "CreativeML Open RAIL-M"),
     Format("unclip/eclipse", "ECLIPSE's prior", "hf:ECLIPSE-Community/ECLIPSE_Karlo_Prior", "openrail++"),
 )  # fmt: skip
-_SECOND_STAGES = ("stage2.ckpt", "llamagen-prior")
+_SECOND_STAGES = ("stage2.ckpt", "llamagen-prior", "taming-maps")
 # The sizes of clip/open-clip-roberta, whose files only name its text tower.
 TINY_ROBERTA = mock.patch.dict(bert.MODELS, {"tiny-roberta": (32, 2, 4, 48, 320)})
 _TEXTS = ["a photo of a cat.", "Two DOGS  and a red ball", "the sea at night, with many, many, many ships far away", "42"]
@@ -223,7 +233,12 @@ class _SecondStage:
 
     def measure(self) -> Iterator[tuple[str, float]]:
         outputs, condition = self.outputs, self.model.condition
-        inputs = outputs["labels"].tolist() if "labels" in outputs else [str(prompt) for prompt in outputs["prompts"]]
+        if "features" in outputs:
+            inputs = [x[mask > 0] for x, mask in zip(outputs["features"], outputs["mask"], strict=True)]
+        elif "maps" in outputs:
+            inputs = list(outputs["maps"])
+        else:
+            inputs = outputs["labels"].tolist() if "labels" in outputs else [str(prompt) for prompt in outputs["prompts"]]
         text_logits, logits = self.model.logits(condition.encode(inputs), outputs["codes"])
         if text_logits is not None and "text_logits" in outputs:
             yield "text logits", largest(text_logits, outputs["text_logits"])
@@ -325,6 +340,7 @@ def is_start(opened) -> bool:
     options = {"task": opened.task, "steps": 1, "data": {"source": "digits"}, "pretrained": str(opened.path)}
     options |= {"fresh_discriminator": True} if opened.task == "vqgan_jax.task" else {}
     options |= {"vqgan": {"path": opened.vqgan}} if opened.vqgan else {}
+    options |= {"features": "features"} if "features" in opened.outputs else {}
     try:
         config = config_lib.resolve(ConfigDict(options))
         task_lib.module(config).make(config, None).pretrained()

@@ -27,22 +27,24 @@ def config_files(row: Format) -> list[Path]:
     """Lists the configurations of a golden, relative to its folder."""
     folder = GOLDEN / row.folder
     files = [file for file in folder.rglob("*") if file.name in CONFIGS or file.suffix in (".yaml", ".yml")]
-    stem = Path(row.golden).stem if row.path.is_file() else ""
-    names = {"stage1": "stage1.yaml", "stage2": "stage2.yaml"}
-    return sorted(file.relative_to(folder) for file in files if names.get(stem, file.name) == file.name)
+    own = [file for file in files if row.path.is_file() and file.stem == row.path.stem]
+    return sorted(file.relative_to(folder) for file in own or files)
 
 
 ROWS = {row.golden: row for row in formats.FORMATS if config_files(row)}
 # Golden, file and key, as `golden:file:key`, of what does not change the computation, and why.
 IRRELEVANT = {
-    r".*:(?!open_clip)[\w/]+\.json:(|text_config|vision_config)":
-        "transformers and diffusers ignore keys that they do not know",
-    r".*\.yaml:(|model|model\.(params|init_args)(\.ddconfig)?)":
-        "options of training, which differ between taming's derivatives",
-    r"vqgan/gumbel/stage2.*:model\.params\.(first_stage_config|transformer_config|cond_stage_config)(\.params(\.ddconfig)?)?":
+    r"(clip.*:preprocessor_config|unclip.*:[\w/]+)\.json:":
+        "image processors, and diffusers' classes of the parts of an unCLIP, which list all that they know",
+    r".*\.yaml:(|model|model\.(params|init_args))": "options of training, which differ between taming's derivatives",
+    r"vqgan/(gumbel/stage2|taming-maps).*:model\.params\.(first_stage_config|transformer_config|cond_stage_config)":
+        "a target and its params",
+    r"vqgan/(gumbel/stage2|taming-maps).*:model\.params\.(first_stage_config|cond_stage_config)\.params":
         "options of training, too",
-    r"vqgan/gumbel/stage2.*:model\.params\.(cond_stage_key|cond_stage_config\.params|.*temperature_scheduler_config.*)":
+    r"vqgan/(gumbel/stage2|taming-maps).*:model\.params\.(cond_stage_key|.*temperature_scheduler_config.*)":
         "of training data and of training",
+    r"vqgan/taming-maps.*:model\.params\.cond_stage_config\.params\.(n_labels|ddconfig\.out_ch)":
+        "of colours and of the decoder, which are not read",
     r".*:open_clip_config\.json:(|preprocess_cfg)": "open_clip reads only what it knows",
     r".*:.*(_version|(^|\W)dtype|architectures\.\d|model_type|description)": "what wrote the file, and for which class",
     r".*:.*(dropout|drop|drop_path|pdrop|dropout_prob|gradient_checkpointing)": "of training",
@@ -71,6 +73,7 @@ IRRELEVANT = {
     r"dalle/dalle-mini.*:config\.json:(use_scan|use_subln_init|tau_init)": "of layout, initial values, cosine attention",
     r"dalle/dalle-mini.*:config\.json:image_vocab_size": "padding of the codes before decoder_start_token_id",
     r"dalle/rudalle.*:config\.json:model_params\.cogview_pb_relax": "the range of scores in 16 bits",
+    r"dalle/llamagen-t2i:config\.json:num_classes": "of the models of classes",
     r"unclip/karlo:model_index\.json:\w+\.\d": "the folders' own configurations tell their classes",
     r"unclip/karlo:text_encoder/config\.json:(bos|pad)_token_id": "the tokenizer's files tell its tokens",
     r"unclip/karlo:super_res_last/config\.json:sample_size": "the size of the first network is that of both",

@@ -29,8 +29,8 @@ LAYERS = {
     "layers": "nn_jax train_jax.errors train_jax.installation train_jax.options train_jax.paths",
     "computation": "train_jax.compute",
     "networks and losses": """
-        clip_jax.convnext clip_jax.hmlp clip_jax.loss clip_jax.mbconv clip_jax.model clip_jax.options clip_jax.projection
-        clip_jax.resnet clip_jax.text clip_jax.vision
+        clip_jax.convnext clip_jax.hmlp clip_jax.loss clip_jax.mbconv clip_jax.mci clip_jax.model clip_jax.options
+        clip_jax.projection clip_jax.resnet clip_jax.text clip_jax.vision
         dalle_jax.unclip.context dalle_jax.unclip.diffusion dalle_jax.unclip.options dalle_jax.unclip.prior_networks
         dalle_jax.unclip.samplers dalle_jax.unclip.timestep dalle_jax.unclip.unet
         vqgan_jax.averaging vqgan_jax.codebook vqgan_jax.discriminator vqgan_jax.dvae vqgan_jax.loss vqgan_jax.metrics
@@ -60,9 +60,9 @@ INTERNAL = LAYERS["checkpoints"].split()
 # Grain itself imports of it.
 READ_BY_WORKERS = ("train_jax.data.stream", "train_jax.data.precomputed", "vqgan_jax.coded", "dalle_jax.captions")
 
-# Only tests marked `peers` and benchmarks may have these, and modules whose purpose is to compare with a peer.
+# Only tests marked `peers` and benchmarks may have these, and modules whose purpose is to compare or compute with a peer.
 PEERS = {"torch", "torchvision", "transformers", "diffusers", "open_clip", "timm"}
-COMPARES = {"clip_jax.verify": {"torch", "transformers"}}
+COMPARES = {"clip_jax.verify": {"torch", "transformers"}, "dalle_jax.features": {"torch", "transformers"}}
 # Extras: imported where they are asked for, with an error that names the extra where they are missing.
 EXTRAS = {
     "clip_jax.nearest": {"faiss"},

@@ -45,6 +45,7 @@ examples:
   vqgan-jax sample --model runs/prior-digits --n 16 --class 3 --out grid.png
   vqgan-jax sample --model runs/prior-digits --n 4 --top-p 0.9 --guidance 2 --class 7 --seed 1 --out grid.png
   vqgan-jax sample --model runs/prior --size 64x128 --stride 2 --out wide.png
+  vqgan-jax sample --model sflckr.ckpt --map labels.npy --n 4 --top-k 100 --out views.png
 
 The model is a run of the second stage (task vqgan_jax.prior.task). Image i of a seed is always the same. With --folder,
 images are written as they are sampled, and the same command goes on after an interruption; --out may be left out.""",
@@ -112,7 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", metavar="FILE", help="output .png with a grid of samples")
     sample.add_argument("--folder", metavar="FOLDER", help="output folder for each image, for any number of images")
     sample.add_argument("--n", type=int, default=16, help="number of images (default 16)")
-    sample.add_argument("--class", type=int, dest="label", metavar="LABEL", help="class label (default: none)")
+    condition = sample.add_mutually_exclusive_group()
+    condition.add_argument("--class", type=int, dest="label", metavar="LABEL", help="class label (default: none)")
+    condition.add_argument("--map", metavar="FILE", help=".npy: segmentation, depth, image or coordinates (taming's models)")
     sample.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
     sample.add_argument("--temperature", type=float, default=1.0, help="sampling temperature; 0: greedy decoding")
     sample.add_argument("--top-k", type=int, help="top-k filter: sample from the K most likely codes")
@@ -148,17 +151,23 @@ def _sample(arguments: argparse.Namespace) -> int:
     names = ("seed", "temperature", "top_k", "top_p", "guidance", "size", "stride", "int8_cache")
     settings = {name: getattr(arguments, name) for name in names}
     options = settings | {"batch_size": arguments.batch_size}
+    condition = arguments.label if arguments.map is None else arguments.map
     metadata = {"model": prior.fingerprint, "dtype": prior.dtype, **settings, "class": arguments.label}
+    kind = prior.condition.kind
+    if (arguments.map is None) == (kind == "map"):
+        raise UserError(f"--model {arguments.model} is conditioned on a {kind}: name it by --{kind}")
     try:
+        if arguments.map is not None:
+            metadata |= {"map": arguments.map, "map_crc": prior.condition.seed(arguments.map)}
         if arguments.folder:
             pictures = PictureFolder(arguments.folder, SAMPLE_KEY, metadata)
             files = [f"{index:06d}.png" for index in range(arguments.n)]
             missing = [index for index, file in enumerate(files) if not pictures.holds(file, sample=index)]
             # Repeated labels, one image of each, are the images of one label.
-            for index, drawing in prior.stream([arguments.label] * arguments.n, only=missing, **options):
+            for index, drawing in prior.stream([condition] * arguments.n, only=missing, **options):
                 pictures.save(drawing.images[0, 0], files[index], sample=index)
         else:
-            images = prior.generate([arguments.label], arguments.n, **options)[0]
+            images = prior.generate([condition], arguments.n, **options)[0]
     except ValueError as error:
         raise UserError(str(error)) from error
     if arguments.out:

@@ -113,7 +113,7 @@ class Encoder(_Coder):
     """Encoder: pixels -> feature map with `out` channels, downsampled by 2 ** (levels - 1)."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
+    def __call__(self, x: Float[Array, "b h w c"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
         is_direct = self.layout.is_direct
         x = Conv(self.channels, 3, self.dtype, bias=not is_direct, name="conv_in")(x.astype(self.dtype))
         for level in range(len(self.multipliers)):
@@ -190,7 +190,7 @@ class VQGAN(nn.Module):
         """Downsampling factor: side of a code in pixels."""
         return 2 ** (len(self.coder["multipliers"]) - 1)
 
-    def latents(self, images: Float[Array, "b h w 3"], deterministic: bool = True) -> Float[Array, "b h2 w2 d"]:
+    def latents(self, images: Float[Array, "b h w c"], deterministic: bool = True) -> Float[Array, "b h2 w2 d"]:
         """Encodes pixels in [-1, 1] to float32 latents before quantisation."""
         x = self.encoder((images + 1) / 2 if self.unit else images, deterministic)
         return x if self.coder["layout"].is_direct else self.quant_conv(x)
@@ -212,8 +212,8 @@ class VQGAN(nn.Module):
         pixels = self.decoder.apply_last_conv(features)
         return 2 * pixels - 1 if self.unit else pixels
 
-    def encode(self, images: Float[Array, "b h w 3"]) -> Int[Array, "b h2 w2"]:
-        """Encodes pixels in [-1, 1] to codes."""
+    def encode(self, images: Float[Array, "b h w c"]) -> Int[Array, "b h2 w2"]:
+        """Encodes pixels in [-1, 1] to codes; maps of other numbers of channels, too, by an encoder that reads these."""
         return self.quantizer(self.latents(images), False, 1.0).codes
 
     def decode(self, codes: Int[Array, "b h2 w2"]) -> Float[Array, "b h w 3"]:

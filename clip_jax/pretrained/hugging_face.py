@@ -18,6 +18,7 @@ from train_jax.data.text import AnyTokenizer, Tokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer
 from train_jax.weights.tensors import open_tensors
+from train_jax.weights.transformers_config import find_unknown
 from train_jax.weights.wrappers import unwrap
 
 ACTIVATIONS = {
@@ -57,6 +58,10 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     if kind not in KINDS or "vision_config" not in config or "text_config" not in config:
         raise LoadError(f"{file}: model_type {kind!r} is no complete model of these: {', '.join(KINDS)}")
     config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}
+    for section, known in (("", _TOP), ("text_config", _TEXT), ("vision_config", _VISION)):
+        if unknown := find_unknown(config[section] if section else config, known):
+            where = f"{file}: {section}" if section else str(file)
+            raise LoadError(f"{where} has {', '.join(unknown)}; what is understood: {', '.join(sorted(known))}")
     is_siglip, is_chinese = kind in ("siglip", "siglip2"), kind == "chinese_clip"
     model = convert_siglip_options(config, file) if is_siglip else convert_clip_options(config, file)
     table = list_siglip_entries if is_siglip else list_chinese_clip_entries if is_chinese else list_clip_entries
@@ -151,6 +156,20 @@ _SIGLIP = {
 }  # fmt: skip
 _SIGLIP_TEXT = _SIGLIP | {"max_position_embeddings": 64, "vocab_size": 32000}
 _SIGLIP_IMAGE = _SIGLIP | {"image_size": 224, "patch_size": 16}
+
+# Keys of the model and of its towers, also those that do not change the embeddings.
+_TOP = {
+    "text_config", "vision_config", "text_config_dict", "vision_config_dict", "projection_dim", "logit_scale_init_value",
+    "initializer_factor", "initializer_range",
+}  # fmt: skip
+_TOWER = {
+    *_SIGLIP, "projection_dim", "attention_dropout", "dropout", "gradient_checkpointing", "initializer_factor",
+    "initializer_range",
+}  # fmt: skip
+_VISION = _TOWER | {"image_size", "patch_size", "num_channels", "num_patches", "vision_use_head"}
+_TEXT = _TOWER | _CHINESE_TEXT.keys() | {
+    "projection_size", "type_vocab_size", "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout",
+}  # fmt: skip
 
 
 def convert_clip_options(config: Mapping, file: Path) -> dict:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clip_jax.pretrained import bert, openai, timm
+from clip_jax.pretrained import bert, mci, openai, timm
 from clip_jax.pretrained.checkpoint import Checkpoint, join_towers
 from clip_jax.pretrained.hugging_face import open_tokenizer
 from clip_jax.pretrained.json_files import read_json, read_section
@@ -74,13 +74,18 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         tensors, ignored = bert.fold_positions(tensors, model["text"]["context_length"]), (*ignored, *bert.IGNORED)
         text_entries = bert.list_entries(model["text"])
     table = openai.list_entries(model, image_entries, text_entries)
+
+    def read() -> tuple[dict, str]:
+        is_mci = model["image"]["tower"] == "mci"
+        return from_peer(mci.fold(tensors, model["image"], source) if is_mci else tensors, table, source, ignored), source
+
     return Checkpoint(
         name=name,
         kind="open_clip",
         model=model,
         tokenizer=_open_tokenizer(path, config["text_cfg"], model, file),
         preprocess=open_preprocess(path, model["image"]["size"]),
-        read=lambda: (from_peer(tensors, table, source, ignored), source),
+        read=read,
         files=f"{weights.name}, {CONFIG}"
         + (f" (sizes and activation of images: timm's {trunk})" if trunk else "")
         + (f" (sizes and activation of texts: transformers' {bert_name})" if bert_name else ""),

@@ -6,11 +6,12 @@ SigLIP's trunks (`vit_*_siglip_*`) these are the tanh approximation of GELU for 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from clip_jax.pretrained import mci
 from clip_jax.pretrained.openai import batch_norm_entries, linear_entries, norm_entries
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry
@@ -21,7 +22,7 @@ _BACKBONE = f"{TRUNK}.patch_embed.backbone"  # of ViTamin and MobileCLIP
 # One of these is present in every trunk that is supported; identifies the format.
 ANCHORS = (
     f"{TRUNK}.patch_embed.proj.weight", f"{TRUNK}.stem.0.weight", f"{_BACKBONE}.stem.conv1.weight",
-    f"{_BACKBONE}.0.conv.weight",
+    f"{_BACKBONE}.0.conv.weight", f"{TRUNK}.final_conv.se.fc1.weight",
 )  # fmt: skip
 _POSITIONS = f"{TRUNK}.pos_embed"
 _NAMES = (
@@ -30,6 +31,7 @@ _NAMES = (
     re.compile(r"(?P<family>eva02)_(?P<scale>[a-z]+)_patch(?P<patch>\d+)_clip_(?P<size>\d+)"),
     re.compile(r"(?P<family>eva)_(?P<scale>giant)_patch(?P<patch>14)_(?P<size>224)"),
     re.compile(r"vit_(?P<scale>base)_(?P<family>mci)_(?P<size>224)"),
+    re.compile(r"(?P<family>fastvit)_(?P<scale>mci\d)"),
     re.compile(r"(?P<family>convnext)_(?P<scale>[a-z]+)"),
     re.compile(r"(?P<family>vitamin)_(?P<scale>[a-z]+2?)_(?P<size>\d+)"),
 )
@@ -53,7 +55,7 @@ VITAMIN = {
     "small": (64, (2, 4), 384, 14, 6), "base": (128, (2, 4), 768, 14, 12), "large": (160, (2, 4), 1024, 31, 16),
     "large2": (160, (2, 4), 1024, 31, 16), "xlarge": (192, (2, 4), 1152, 32, 16),
 }  # fmt: skip
-_SCALES |= {"convnext": CONVNEXT, "vitamin": VITAMIN}
+_SCALES |= {"convnext": CONVNEXT, "vitamin": VITAMIN, "fastvit": mci.MCI}
 _TANH = re.compile(r"vit_(base_patch32_siglip|large_patch16_siglip_512|so400m_patch16|giantopt)")
 _POOLS = {"siglip": "map", "pe_core": "map"}  # of the others: token
 _PROJECTIONS = {"siglip": ("none",)}  # the others have the trunk's own
@@ -79,13 +81,16 @@ def convert_options(config: Mapping, embed_dim: int, file: Path) -> dict:
         raise LoadError(
             f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
             "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE, vit_pe_core_SCALE_patchP_SIZE, "
-            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224, vit_base_mci_224, convnext_SCALE and vitamin_SCALE_SIZE"
+            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224, vit_base_mci_224, fastvit_mci0 to 2, convnext_SCALE and "
+            "vitamin_SCALE_SIZE"
         )
     family = match["family"]
     if family == "convnext":
         return _convert_convnext(config, match["scale"], embed_dim, file)
     if family == "vitamin":
         return _convert_vitamin(config, match, embed_dim, file)
+    if family == "fastvit":
+        return _convert_mci(config, match["scale"], file)
     width, depth, heads, mlp_ratio = _SCALES[family][match["scale"]]
     sizes = {"size": int(match["size"]), "patch": 16 if family == "mci" else int(match["patch"])}
     sizes |= {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}
@@ -128,13 +133,31 @@ def _convert_convnext(config: Mapping, scale: str, embed_dim: int, file: Path) -
     width, layers, eps = CONVNEXT[scale]
     kwargs = _read_kwargs(config, {"dims": "dims", "depths": "layers"}, file)
     if "dims" in kwargs:
-        width, *others = kwargs["dims"]
-        if others != [2 * width, 4 * width, 8 * width]:
-            raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.dims = {kwargs['dims']!r}; each must be twice the last")
+        width = _check_doubled(kwargs["dims"], "dims", file)
     projection = _check_projection(config, embed_dim, file)
     layers = tuple(kwargs.get("layers", layers))
     options = {"size": config["image_size"], "width": width, "layers": layers, **projection}
     return {"tower": "convnext", **options, "activation": "gelu", "eps": eps}
+
+
+def _check_doubled(widths: Sequence[int], key: str, file: Path) -> int:
+    """Returns the width of the first of four stages. Raises LoadError unless each has twice that of the last."""
+    width, *others = widths
+    if others != [2 * width, 4 * width, 8 * width]:
+        raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.{key} = {widths!r}; each must be twice the last")
+    return width
+
+
+def _convert_mci(config: Mapping, scale: str, file: Path) -> dict:
+    for key, value in (("timm_pool", "avg"), ("timm_proj", None)):
+        if config.get(key) != value:
+            raise LoadError(f"{file}: vision_cfg.{key} = {config.get(key)!r}; {config['timm_model_name']} has {value!r}")
+    width, layers = mci.MCI[scale]
+    kwargs = _read_kwargs(config, {"embed_dims": "widths", "layers": "layers"}, file)
+    if "widths" in kwargs:
+        width = _check_doubled(kwargs["widths"], "embed_dims", file)
+    options = {"size": config["image_size"], "width": width, "layers": tuple(kwargs.get("layers", layers))}
+    return {"tower": "mci", **options, "activation": "gelu", "eps": 1e-5}
 
 
 def _convert_vitamin(config: Mapping, match: re.Match, embed_dim: int, file: Path) -> dict:
@@ -171,7 +194,8 @@ def _read_kwargs(config: Mapping, names: Mapping[str, str], file: Path) -> dict:
 
 def list_entries(image: Mapping) -> Iterator[Entry]:
     """Lists the parameters of an image tower with their names in timm. `image` has the options of `ImageOptions`."""
-    yield from _convnext_entries(image) if image["tower"] == "convnext" else _vit_entries(image)
+    entries = {"convnext": _convnext_entries, "mci": mci.list_entries}.get(image["tower"], _vit_entries)
+    yield from entries(image)
 
 
 def add_class_position(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ open_checkpoint(path) -> Stage2Checkpoint     reads the configuration; the trans
 from pathlib import Path
 
 import dalle_jax.known_models  # noqa: F401, registers the short names
-from dalle_jax.pretrained import dalle_mini, min_dalle, rudalle, run_directory
+from dalle_jax.pretrained import dalle_mini, llamagen, min_dalle, rudalle, run_directory
 from train_jax.errors import LoadError
 from train_jax.weights import hub
 from vqgan_jax.stage2.checkpoint import Stage2Checkpoint
@@ -20,7 +20,8 @@ _HUB_FILES = (
 _FORMATS = (
     "load opens run directories of train-jax (config.json with the task dalle_jax.task, tokenizer.json, vqgan.safetensors, "
     "checkpoints/), directories of minDALL-E (config.yaml, stage1_last.ckpt, stage2_last.ckpt, tokenizer/), of dalle-mini "
-    "(config.json, flax_model.msgpack, tokenizer.json, vqgan/) and of ruDALL-E (config.json, .bin, bpe.model, vqgan/), "
+    "(config.json, flax_model.msgpack, tokenizer.json, vqgan/), of ruDALL-E (config.json, .bin, bpe.model, vqgan/) and of "
+    "a text-conditional LlamaGen (config.json, .pt, vqgan/, t5/), "
     "hf:org/name for a repository with these, and short names (dalle-jax models)"
 )
 
@@ -34,7 +35,8 @@ def open_checkpoint(path: str | Path, step: int | None = None, vqgan: str | Path
     checkpoint = run_directory.open_directory(path, step) or min_dalle.open_directory(path)
     if checkpoint is not None and vqgan is not None:
         raise LoadError(f"{path} contains the VQGAN of its codes: leave out the VQGAN {str(vqgan)!r}")
-    checkpoint = checkpoint or dalle_mini.open_directory(path, vqgan) or rudalle.open_directory(path, vqgan)
+    for module in (dalle_mini, rudalle, llamagen):
+        checkpoint = checkpoint or module.open_directory(path, vqgan)
     if checkpoint is None:
         contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise LoadError(f"{path} is not a DALL-E: it holds {contents}. {_FORMATS}")

@@ -62,6 +62,12 @@ def test_flops_of_a_convnext():
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
 
 
+def test_flops_of_an_mci():
+    image = {"tower": "mci", "size": 128, "width": 16, "layers": (1, 1, 2, 1)}
+    options, expected = counted(image, "encode_image")
+    assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
+
+
 def test_flops_of_training_by_what_is_trained():
     """A backward pass takes twice a forward pass; a frozen tower has none, and a hard negative is a second text."""
     options = CLIPOptions.parse(CLIPOptions.defaults(), "model")

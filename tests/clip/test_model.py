@@ -281,6 +281,7 @@ def test_tensor_and_fsdp_really_split_the_kernels(scan):
         ({"image": {"rope": "rows_first", "heads": 8}}, "makes heads of 2; rope needs a multiple of 4"),
         ({"image": {"proj": False, "proj_bias": True}}, "proj_bias and proj_hidden need config.model.image.proj"),
         ({"image": {"tower": "convnext", "size": 32, "layers": (1, 1)}}, "a convnext has four stages"),
+        ({"image": {"tower": "mci", "width": 12}}, "width = 12 must be a multiple of 8 with an mci"),
         ({"text": {"proj": False}}, "embed_dim = 12 must be text.width = 16"),
         ({"text": {"eps": -1.0}}, "eps = -1"),
         ({"image": {"stem": "mbconv", "patch": 8}}, "stem = 'mbconv' needs patch = 16"),
@@ -306,6 +307,17 @@ def test_a_convnext_trains_and_embeds_each_position(random_params, remat):
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
     flat = {"stem", "norm_stem", "stage1_0", "norm2", "downsample2", "stage2_0", "stage3_1", "norm_post", "proj"}
     assert flat < set(grads) and set(module.options.image.identity()) == {"tower", "size", "width", "layers"}
+
+
+def test_an_mci_trains_and_embeds_each_position(random_params):
+    image = {"tower": "mci", "size": 64, "width": 8, "layers": (1, 1, 2, 1)}
+    module = build(image=image, compute={"dtype": "float32", "remat": "dots"})
+    images, ids = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 64, 3)), jnp.float32), inputs()[1]
+    params = random_params(module)
+    assert module.apply({"params": params}, images, method="encode_patches").shape == (2, 4, 12)
+    grads = jax.jit(jax.grad(lambda p: module.apply({"params": p}, images, ids)[0][:, 0].sum()))(params)["vision"]
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
+    assert set(module.options.image.identity()) == {"tower", "size", "width", "layers"}
 
 
 def test_every_part_of_a_vitamin_is_trained(random_params):

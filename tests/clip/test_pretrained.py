@@ -409,6 +409,8 @@ def test_a_damaged_file_is_named(kind, copy):
         ("open-clip-convnext", lambda d: vision(d, timm_proj=None), "timm_proj = None; convnext_large has one of"),
         ("open-clip-convnext", lambda d: vision(d, timm_pool="abs_attn"), "timm_pool = 'abs_attn'; convnext_large has one"),
         ("open-clip-convnext", lambda d: vision(d, timm_model_name="convnext_nano"), "this trunk of timm is not supported"),
+        ("open-clip-mci", lambda d: vision(d, timm_proj="linear"), "timm_proj = 'linear'; fastvit_mci1 has None"),
+        ("open-clip-mci", lambda d: vision(d, timm_model_name="fastvit_mci3"), "this trunk of timm is not supported"),
         ("open-clip-convnext", lambda d: vision(d, timm_model_kwargs={"use_grn": True}), "kwargs.use_grn is not supported"),
         ("open-clip-vitamin", lambda d: vision(d, image_size=48), "image_size = 48; vitamin_small_224 has 32"),
         ("open-clip-vitamin", lambda d: vision(d, timm_proj="none"), "timm_proj = 'none'; vitamin_small_224 has one of"),

@@ -15,6 +15,7 @@ diffusers/   diffusers' VQModel as its `save_pretrained` writes it; `outputs.npz
 amused/      the same, with aMUSEd's options, in float16 as a variant
 taming/      taming's VQModel in a checkpoint as Lightning writes it: callbacks, options, counters, scalars of NumPy
 gumbel/      taming's GumbelVQ, and its Net2NetTransformer by class, with that as its first stage
+taming-maps/ its Net2NetTransformer by segmentations, by coordinates, and by the image itself at half its size
 ldm/         latent diffusion's VQModel without attention, in a checkpoint whose callbacks have a class as key
 llamagen/    LlamaGen's VQModel in a checkpoint as its training writes it, with its discriminator
 ibq/         IBQ with moving averages of its weights; a loss, and its gradients to latents and codebook
@@ -220,6 +221,63 @@ def gumbel() -> None:
     torch.save({"state_dict": state, "epoch": 1}, folder / "stage2.ckpt")
 
 
+def taming_maps() -> None:
+    """Second stages of 5 labels, whose codes are of a VQGAN of their own; of coordinates; of the image at half its size."""
+    side, labels = 8, 5
+    draw = np.random.default_rng(3)
+    pixels = draw.integers(0, 256, (2, side, side, 3), np.uint8)
+    segments = draw.integers(0, labels, (2, side, side))
+    segments[0, :4, :4] = 2
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(segments), labels).permute(0, 3, 1, 2).float()
+    ramps = np.stack([np.arange(side * side).reshape(side, side) / side**2, draw.random((side, side))]).astype(np.float32)
+    image_model, image_config = small_stage("VQModel", 24, 3, tensor(pixels))
+    map_model, map_config = small_stage("VQSegmentationModel", 20, labels, one_hot, n_labels=labels)
+    coordinates = {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 24, "down_factor": 2}}
+    folder = HERE / "taming-maps"
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = {"images": pixels}
+    for name, condition, values, maps, block_size, more in (
+        ("segmentation", map_config, one_hot, segments, 32, {}),
+        ("coordinates", coordinates, torch.from_numpy(ramps)[:, None], ramps, 31, {}),
+        ("reduced", "__is_first_stage__", tensor(pixels), channels_last(tensor(pixels)), 20, {"downsample_cond_size": 4}),
+    ):
+        size = {"vocab_size": 24, "block_size": block_size, "n_layer": 2, "n_head": 2, "n_embd": 16}
+        params = {"cond_stage_key": name, "first_stage_config": image_config, "cond_stage_config": condition, **more}
+        params["transformer_config"] = {"target": "taming.modules.transformer.mingpt.GPT", "params": size}
+        second = {"target": "taming.models.cond_transformer.Net2NetTransformer", "params": params}
+        net = sys.modules["main"].instantiate_from_config(second).eval()
+        net.first_stage_model.load_state_dict(image_model.state_dict())
+        if name == "segmentation":
+            net.cond_stage_model.load_state_dict(map_model.state_dict())
+        for key, p in net.transformer.named_parameters():  # positions count, so that greedy codes differ
+            p.data = ((2.0 if key == "pos_emb" else 0.4) * torch.randn_like(p)).half().float()
+        with torch.no_grad():
+            tokens = net.encode_to_c(values)[1].reshape(2, -1)
+            codes = net.encode_to_z(tensor(pixels))[1]
+            logits = net.transformer(torch.cat([tokens, codes], 1)[:, :-1])[0][:, tokens.shape[1] - 1 :]
+            greedy = net.sample(codes[:, :0], tokens, codes.shape[1])
+        values = {"maps": maps, "tokens": tokens, "logits": logits, "greedy": greedy}
+        shared |= {f"{name}/{key}": np.asarray(value) for key, value in values.items()} | {"codes": codes.numpy()}
+        save_yaml(folder / f"{name}.yaml", second)
+        state = {name: x[..., :4, :4] if name.endswith("attn.mask") else x for name, x in half(net).items()}
+        torch.save({"state_dict": state, "epoch": 1}, folder / f"{name}.ckpt")
+        print(name, tokens[0].tolist(), greedy[0].tolist())
+    np.savez_compressed(folder / "outputs.npz", **shared)
+
+
+def small_stage(target: str, codes: int, channels: int, x: torch.Tensor, **more) -> tuple[torch.nn.Module, dict]:
+    """A model of images of 8 pixels and `channels`, with a codebook that it reaches, and its configuration."""
+    config = first_stage("VQModel", codes, 4, [])[1]
+    changes = {"resolution": x.shape[-1], "in_channels": channels, "out_ch": channels}
+    params = config["params"] | {"ddconfig": config["params"]["ddconfig"] | changes, **more}
+    config |= {"target": f"taming.models.vqgan.{target}", "params": params}
+    model = sys.modules["main"].instantiate_from_config(config).eval()
+    shake(model)
+    with torch.no_grad():
+        spread(model.quantize.embedding.weight, model.quant_conv(model.encoder(x)))
+    return model, config
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # LlamaGen
 
@@ -404,6 +462,7 @@ def make_taming(checkout: str) -> None:
     open_taming(checkout)
     taming()
     gumbel()
+    taming_maps()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from tests.model_cards import execute  # noqa: E402
 CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
 # Text towers of transformers, and image towers that are no plain transformers.
 UNSUPPORTED = re.compile(
-    r"coca_roberta|mt5|nllb|swin|MobileCLIP2?-S|vit_(medium|relpos)|ViT-M-16-alt"
+    r"coca_roberta|mt5|nllb|swin|MobileCLIP2-S[34]|vit_(medium|relpos)|ViT-M-16-alt"
 )
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 MODELS = {
@@ -51,6 +52,7 @@ MODELS = {
     "roberta": lambda name: make_clip.open_clip_roberta(name, make_clip.roberta_tokenizer, 34, hf_proj_type="linear"),
     "xlm-roberta": lambda name: make_clip.open_clip_roberta(name, make_clip.xlm_tokenizer, 35),
     "mobile": lambda name: make_clip.open_clip_mobile(name, 44),
+    "mci": lambda name: make_clip.open_clip_mci(name, "fastvit_mci2", 46),
     "vitamin": lambda name: make_clip.open_clip_vitamin(name, "vitamin_small_224", "linear", 36),
     "vitamin-xlarge": lambda name: make_clip.open_clip_vitamin(name, "vitamin_xlarge_336", "mlp", 37),
     "eva02-enormous": lambda name: make_clip.open_clip_trunk(name, "eva02_enormous_patch14_clip_224", "token", 38),
@@ -83,6 +85,26 @@ def test_features_and_logits_are_those_of_open_clip(name, tmp_path, monkeypatch)
     np.testing.assert_allclose(clip.encode_image(pictures), expected["image"], atol=1e-5)
     np.testing.assert_allclose(clip.encode_text(make_clip.TEXTS), expected["text"], atol=1e-5)
     np.testing.assert_allclose(clip.similarity(pictures, make_clip.TEXTS), expected["logits"], atol=2e-4)
+
+
+def test_an_mci_of_inference_is_that_of_training(tmp_path):
+    """timm's own reparameterisation of the golden's weights."""
+    import timm
+    from safetensors.torch import load_file, save_file
+    from timm.utils.model import reparameterize_model
+
+    golden = Path(make_clip.__file__).parent / "clip" / "open-clip-mci"
+    shutil.copytree(golden, tmp_path / "mci")
+    file, prefix = tmp_path / "mci" / "open_clip_model.safetensors", "visual.trunk."
+    state = load_file(file)
+    trunk = timm.create_model("fastvit_mci1", num_classes=20, **make_clip.MCI)
+    trunk.load_state_dict({key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)})
+    folded = {f"{prefix}{key}": x.contiguous() for key, x in reparameterize_model(trunk.eval()).state_dict().items()}
+    assert len(folded) < 0.8 * sum(key.startswith(prefix) for key in state)
+    save_file({key: x for key, x in state.items() if not key.startswith(prefix)} | folded, file)
+    pictures = sorted((golden / "pictures").iterdir())
+    expected = np.load(golden / "expected.npz")["image"]
+    np.testing.assert_allclose(clip_jax.load(tmp_path / "mci").encode_image(pictures), expected, atol=1e-5)
 
 
 SAVED = [f"open-clip-{name}" for name in ("clipa", "custom", "metaclip2", "quick", "resnet")]
@@ -131,10 +153,16 @@ def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file, mon
     if is_bert:
         config["text_cfg"]["hf_model_pretrained"] = False
     is_coca = "multimodal_cfg" in config
-    with torch.device("meta"):
+    is_mci = options["image"]["tower"] == "mci"
+    with torch.device("cpu" if is_mci else "meta"):
         peer = open_clip.CoCa(**config) if is_coca else kind(**config)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(module)["params"]))
     expected = sum(p.numel() for p in peer.parameters())
+    if is_mci:  # of what it becomes
+        folded = ours.mci.fold(peer.state_dict(), options["image"], file.stem)
+        names = [name for entry in ours.mci.list_entries(options["image"]) for name in entry.theirs]
+        expected = sum(math.prod(folded[name].shape) for name in names)
+        expected += sum(p.numel() for p in peer.text.parameters()) + 1
     if is_coca:  # without what writes captions: the second text tower, and all queries but the first
         expected -= sum(p.numel() for p in peer.text_decoder.parameters())
         pooler = peer.visual.attn_pool

@@ -81,7 +81,7 @@ def edited(tmp_path, **changes) -> Path:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model_type": "t2i"}, "model_type = 't2i'; only 'c2i' is supported"),
+        ({"model_type": "t2i"}, "model_type = 't2i'; only 'c2i' is supported here; open it with dalle_jax.load"),
         ({"norm_eps": 1e-6}, "norm_eps = 1e-06; only 1e-05 is supported"),
         ({"experts": 2}, "config.json has experts; the options of ModelArgs: attn_dropout_p"),
         ({"block_size": "absent"}, "it lacks 'block_size'"),

@@ -275,9 +275,9 @@ def test_a_second_stage_s_file_opens_as_its_vqgan_whatever_its_condition(tmp_pat
     assert load(GOLDEN / "gumbel" / "stage2.ckpt").fingerprint == expected.fingerprint
     shutil.copy(GOLDEN / "gumbel" / "stage2.ckpt", tmp_path)
     text = (GOLDEN / "gumbel" / "stage2.yaml").read_text()
-    (tmp_path / "stage2.yaml").write_text(text.replace("util.Labelator", "misc.coord.CoordStage"))
+    (tmp_path / "stage2.yaml").write_text(text.replace("util.Labelator", "misc.coord.OtherStage"))
     assert vqgan_jax.load(tmp_path).fingerprint == expected.fingerprint
-    with pytest.raises(LoadError, match="condition CoordStage; only labels.*vqgan_jax.load opens its first stage"):
+    with pytest.raises(LoadError, match="condition OtherStage; only labels.*vqgan_jax.load opens its first stage"):
         vqgan_jax.load_prior(tmp_path)
 
 

@@ -74,30 +74,38 @@ class Checkpoint:
         with convert_errors(self.name):
             abstract = abstract_variables(module)
         variables, name = self.read()
-        expected, actual = (
-            {f"{kind}/{path}": tuple(x.shape) for kind, part in tree.items() for path, x in flatten(part).items()}
-            for tree in (abstract, variables)
-        )
-        mismatches = [
-            f"{path} {list(expected[path]) if path in expected else 'absent'} by the configuration, "
-            f"{list(actual[path]) if path in actual else 'absent'} in the weights"
-            for path in sorted(expected.keys() | actual.keys())
-            if expected.get(path) != actual.get(path)
-        ]
-        if mismatches:
-            more = f"; and {len(mismatches) - 5} more" if len(mismatches) > 5 else ""
-            raise LoadError(
-                f"{self.name}: weights and configuration belong to different models: {'; '.join(mismatches[:5])}{more}"
-            )
+        check_shapes(abstract, variables, self.name)
         return variables, name
 
 
-def abstract_variables(module: model_lib.Autoencoder) -> dict:
-    """Returns placeholders of a model's unboxed variables: NumPy arrays with shape and dtype that need no memory."""
+def check_shapes(abstract: Mapping, variables: Mapping, name: str) -> None:
+    """Raises LoadError, with names and shapes, unless variables of the source `name` have the shapes of `abstract`."""
+    expected, actual = (
+        {f"{kind}/{path}": tuple(x.shape) for kind, part in tree.items() for path, x in flatten(part).items()}
+        for tree in (abstract, variables)
+    )
+    mismatches = [
+        f"{path} {list(expected[path]) if path in expected else 'absent'} by the configuration, "
+        f"{list(actual[path]) if path in actual else 'absent'} in the weights"
+        for path in sorted(expected.keys() | actual.keys())
+        if expected.get(path) != actual.get(path)
+    ]
+    if mismatches:
+        more = f"; and {len(mismatches) - 5} more" if len(mismatches) > 5 else ""
+        raise LoadError(f"{name}: weights and configuration belong to different models: {'; '.join(mismatches[:5])}{more}")
+
+
+def abstract_variables(module: model_lib.Autoencoder, channels: int = 3, method: str = "__call__") -> dict:
+    """Returns placeholders of a model's unboxed variables: NumPy arrays with shape and dtype that need no memory.
+
+    Args:
+      channels: number of channels of images.
+      method: method whose variables are returned.
+    """
     side = 2 * module.factor
 
     def init(key):
-        return module.init({"params": key, "dropout": key}, jnp.zeros((1, side, side, 3)))
+        return module.init({"params": key, "dropout": key}, jnp.zeros((1, side, side, channels)), method=method)
 
     abstract = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
     return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)

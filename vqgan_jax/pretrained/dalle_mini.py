@@ -9,11 +9,16 @@ from pathlib import Path
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer, unflatten
 from train_jax.weights.msgpack import read_arrays
+from train_jax.weights.transformers_config import find_unknown
 from vqgan_jax.pretrained import taming
 from vqgan_jax.pretrained.checkpoint import Checkpoint, convert_errors, read_config
 
 WEIGHTS = "flax_model.msgpack"
 _FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False}
+_OPTIONS = {
+    "ch", "ch_mult", "num_res_blocks", "num_resolutions", "resolution", "attn_resolutions", "z_channels", "n_embed",
+    "embed_dim", "dropout",
+}  # fmt: skip
 
 
 def open_directory(path: Path) -> Checkpoint | None:
@@ -37,6 +42,8 @@ def convert_config(config: Mapping, path: Path) -> dict:
             f"{path}: config.json describes no VQGAN of dalle-mini (no ch_mult; model_type "
             f"{config.get('model_type', '?')!r}). dalle_jax.load opens dalle-mini's transformer"
         )
+    if unknown := find_unknown(config, _OPTIONS | _FIXED.keys()):
+        raise LoadError(f"{path}: config.json has {', '.join(unknown)}, which dalle-mini's VQGAN has not")
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
             raise LoadError(f"{path}: {key} = {config[key]}; only {value} is supported")

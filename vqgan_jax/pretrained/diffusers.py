@@ -27,6 +27,7 @@ _DEFAULTS = {
     "layers_per_block": 1, "latent_channels": 3, "sample_size": 32, "num_vq_embeddings": 256, "norm_num_groups": 32,
     "vq_embed_dim": None, "mid_block_add_attention": True, "norm_type": "group",
 }  # fmt: skip
+_IGNORED = {"force_upcast", "lookup_from_codebook", "scaling_factor"}  # of 16 bits, and of pipelines
 _SPATIAL_GROUPS = 32  # of the decoder's norms with norm_type spatial
 # Names of attention layers in diffusers until version 0.16 -> names since then.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -67,6 +68,9 @@ def _modernize_name(name: str) -> str:
 
 def convert_config(config: Mapping, path: Path) -> dict:
     """Converts a configuration of VQModel to `VQGANOptions`, as a dict."""
+    known = _FIXED.keys() | _DEFAULTS.keys() | _IGNORED
+    if unknown := sorted(key for key in config.keys() - known if not key.startswith("_")):
+        raise LoadError(f"{path}: VQModel with {', '.join(unknown)}; what is understood: {', '.join(sorted(known))}")
     for key, values in _FIXED.items():
         if config.get(key, values[0]) not in values:
             raise LoadError(f"{path}: {key} = {config[key]!r}; only {' or '.join(map(repr, values))} is supported")

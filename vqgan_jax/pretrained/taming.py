@@ -23,7 +23,7 @@ SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 FIRST_STAGE = "first_stage_model."  # prefix of the VQGAN's weights in the checkpoint of a second stage
 _DISCRIMINATOR = "loss.discriminator.main."
 # Ignored tensors of a checkpoint: networks of losses, counters, running averages.
-_IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
+IGNORED = (r"^loss\.", r"^colorize$", r"^quantize\.(embedding\.)?(cluster_size|embed_avg|used)$", r"^model_ema\.")
 _WRAPPERS = ("_orig_mod", "module")  # prefixes of compiled and of data-parallel models
 # Classes of first stages -> types of their quantisers.
 _QUANTIZERS = {"GumbelVQ": "gumbel", "IBQ": "ibq"}
@@ -34,6 +34,10 @@ _QUANTIZERS |= dict.fromkeys(
 _FIXED = {
     "double_z": False, "in_channels": 3, "out_ch": 3, "resamp_with_conv": True, "give_pre_end": False, "tanh_out": False,
     "attn_type": "vanilla", "use_linear_attn": False,
+}  # fmt: skip
+
+_DDCONFIG = _FIXED.keys() | {
+    "ch", "ch_mult", "num_res_blocks", "resolution", "attn_resolutions", "z_channels", "dropout", "pdrop",
 }  # fmt: skip
 
 
@@ -89,7 +93,7 @@ def build_checkpoint(config: Mapping, tensors: Mapping, path: Path) -> Checkpoin
             tensors = average_weights(tensors)
 
     def read() -> tuple[dict, str]:
-        return {"params": unflatten(from_peer(tensors, build_entries(model), str(path), _IGNORED), False)}, str(path)
+        return {"params": unflatten(from_peer(tensors, build_entries(model), str(path), IGNORED), False)}, str(path)
 
     discriminator = find_discriminator(tensors, _DISCRIMINATOR, path)
     return Checkpoint(
@@ -171,6 +175,9 @@ def convert_config(config: Mapping, path: Path) -> dict:
     if "ddconfig" not in params:
         raise LoadError(f"{path}: its configuration is of {target}, which has no ddconfig: no first stage")
     dd, variant = params["ddconfig"], _find_variant(target, path)
+    if unknown := dd.keys() - _DDCONFIG:
+        known = ", ".join(sorted(_DDCONFIG))
+        raise LoadError(f"{path}: ddconfig has {', '.join(sorted(unknown))}; what is understood: {known}")
     for key, value in _FIXED.items():
         if dd.get(key, value) != value and (key, dd[key]) != ("attn_type", "none"):
             raise LoadError(f"{path}: ddconfig.{key} = {reprlib.repr(dd[key])}; only {value} is supported")

@@ -13,12 +13,12 @@ from vqgan_jax.stage2.generator import CodeGenerator
 
 
 class Prior(CodeGenerator):
-    """A second stage conditioned on classes, 0 to `classes - 1`, or None; created by `load`."""
+    """A second stage conditioned on classes, 0 to `classes - 1`, or None, or on maps; created by `load`."""
 
     @property
     def classes(self) -> int:
         """Number of classes; 0 for images without labels."""
-        return self.condition.classes
+        return getattr(self.condition, "classes", 0)
 
 
 def load(

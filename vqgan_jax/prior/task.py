@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from train_jax.errors import ConfigError
 from train_jax.task import Task
 from vqgan_jax import card
 from vqgan_jax.prior import prior
@@ -27,15 +28,30 @@ _FINETUNE = "vqgan/prior_finetune"  # the shipped config that starts from a chec
 
 OPTIONS, EVALUATORS, PROGRAMS, CARD = PriorTaskOptions, evaluators.EVALUATORS, task.PROGRAMS, card.PRIOR
 open_weights = prior.open_checkpoint
-make_evaluation = task.make_evaluation
 
 
 def complete(config: ConfigDict, stated: ConfigDict) -> None:
     """Completes a config from the second stage `config.pretrained`. Raises ConfigError for options that contradict it."""
     if config.pretrained:
         checkpoint = _open_pretrained(config)
+        _require_classes(checkpoint)
         options = {**checkpoint.options.to_dict(), "classes": checkpoint.condition.classes}
         task.adopt_checkpoint(config, stated, checkpoint, options, _FINETUNE)
+
+
+def make_evaluation(config: ConfigDict, checkpoint: Stage2Checkpoint) -> Task:
+    """Makes a task that evaluates public weights; see `train_jax.task`."""
+    _require_classes(checkpoint)
+    return task.make_evaluation(config, checkpoint)
+
+
+def _require_classes(checkpoint: Stage2Checkpoint) -> None:
+    """Raises ConfigError for a second stage of maps."""
+    if not isinstance(checkpoint.condition, ClassCondition):
+        raise ConfigError(
+            f"{checkpoint.name} is conditioned on maps, which records do not have: it can be sampled from, but not trained "
+            "or evaluated"
+        )
 
 
 def _open_pretrained(config: ConfigDict) -> Stage2Checkpoint:

@@ -21,7 +21,8 @@ class Condition(Protocol):
       kind: noun for messages and metric names, such as "class" or "text".
       none: value of an empty condition: None, or the empty string.
       length: number of tokens per condition.
-      vocabulary_size: number of distinct tokens.
+      vocabulary_size: number of distinct tokens; None: tokens are features, float32 [length, features + 1] for each
+        condition (`nn_jax.code_transformer.FeatureEmbedding`).
       predicted: whether a model of one stream also predicts the tokens of the condition, like DALL-E.
       padding: token that an encoder of the condition does not read, or None.
       droppable: whether the model is also trained without condition, as classifier-free guidance requires.
@@ -31,7 +32,7 @@ class Condition(Protocol):
     kind: str
     none: Any
     length: int
-    vocabulary_size: int
+    vocabulary_size: int | None
     predicted: bool
     padding: int | None
     droppable: bool
@@ -40,6 +41,9 @@ class Condition(Protocol):
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
         """Tokens of the empty condition."""
+
+    def drop(self, tokens: Tokens) -> Tokens:
+        """Returns the tokens of conditions [n, …] that are dropped, for guidance: one row for all, or one for each."""
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
         """Encodes conditions to tokens. Raises ValueError or TypeError for unknown conditions."""
@@ -88,6 +92,9 @@ class ClassCondition:
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
         return np.array([self.classes], np.int32)
+
+    def drop(self, tokens: Tokens) -> Tokens:
+        return self.null[None]
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
         """Encodes labels to tokens; None means no label. Raises ValueError for unknown labels."""

@@ -141,7 +141,7 @@ class Sampler:
         guided = options.guidance != 1
         tokens = condition.encode(conditions)
         # With guidance each sample has a second, unconditional row.
-        null = np.broadcast_to(condition.null, tokens.shape)
+        null = np.broadcast_to(condition.drop(tokens), tokens.shape)
         self._tokens = np.stack([tokens, null] if guided else [tokens], axis=1)
         self._seeds = sampling.make_seeds(
             condition, conditions, sampling.first_samples(conditions, options.n), options.n, options.seed
@@ -154,7 +154,7 @@ class Sampler:
             params, batch_size = params["generator"], len(batch["seeds"])
             unknown = jnp.zeros((batch_size, module.length), jnp.int32)
             requests = sampling.Requests(batch["seeds"], jnp.arange(module.length), unknown, unknown > 0)
-            tokens = batch["tokens"].reshape(-1, module.condition_length)
+            tokens = batch["tokens"].reshape(-1, *module.condition.row.shape)
             logits, caches = programs.prefill(params, tokens, jnp.zeros((len(tokens), 0), jnp.int32))
             # One segment: a compilation during training costs more than unused parts of a cache.
             carry = logits, [cache.grow(module.length) for cache in module.bind({}).empty_caches(len(tokens))]
@@ -218,7 +218,7 @@ def check_sampling(options: ConfigDict, stage: EvaluatedModel) -> None:
         if not holds:
             raise ConfigError(f"config.evals.….{key} = {options[key]!r}; it must be {allowed}")
 
-    can_guide = stage.condition.droppable and stage.condition.vocabulary_size > 1
+    can_guide = stage.condition.droppable and stage.condition.vocabulary_size != 1
     allowed = "1 where there is no condition, or config.condition_dropout is 0"
     require(options.guidance == 1 or can_guide, "guidance", allowed)
     require(options.top_k <= stage.module.num_codes, "top_k", f"in [0, {stage.module.num_codes}], 0 for all codes")

@@ -245,7 +245,7 @@ class CodeGenerator:
         yield from stream_drawings(self.draw, conditions, n, **options)
 
     def logits(
-        self, condition_tokens: Int[np.ndarray, "b c"], image_codes: Int[np.ndarray, "b ..."]
+        self, condition_tokens: np.ndarray, image_codes: Int[np.ndarray, "b ..."]
     ) -> tuple[Float32[np.ndarray, "b c1 t"] | None, Float32[np.ndarray, "b l k"]]:
         """Computes the logits of each token given the preceding tokens; see `nn_jax.code_transformer.CodeTransformer`.
 
@@ -255,15 +255,16 @@ class CodeGenerator:
 
         Raises ValueError for unknown tokens or codes.
         """
-        tokens, codes = np.asarray(condition_tokens, np.int32), np.asarray(image_codes, np.int32)
+        null = self.condition.null
+        tokens, codes = np.asarray(condition_tokens, null.dtype), np.asarray(image_codes, np.int32)
         codes = codes.reshape(len(codes), -1)
         for name, x, shape, size in (
-            ("condition_tokens", tokens, (len(codes), self.condition.length), self.condition.vocabulary_size),
+            ("condition_tokens", tokens, (len(codes), *null.shape), self.condition.vocabulary_size),
             ("image_codes", codes, (len(tokens), self.module.length), self.vqgan.num_codes),
         ):
             if x.shape != shape:
                 raise ValueError(f"{name} must be {list(shape)}, not {list(x.shape)}")
-            if x.size and not (x.min() >= 0 and x.max() < size):
+            if size is not None and x.size and not (x.min() >= 0 and x.max() < size):
                 raise ValueError(f"{name} {x.min()} to {x.max()}: this model has 0 to {size - 1}")
         condition_logits, code_logits = self._logits(self.variables, tokens, codes)
         return None if condition_logits is None else np.asarray(condition_logits), np.asarray(code_logits)
@@ -280,7 +281,7 @@ class CodeGenerator:
         self._check_conditions(conditions)
         tokens, codes = self.condition.encode(list(conditions)), self._encode_images(images)
         codes = codes.reshape(len(codes), -1)
-        row = tuple(jax.ShapeDtypeStruct(x.shape[1:], np.int32) for x in (tokens, codes))
+        row = tuple(jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in (tokens, codes))
 
         def rows(start: int, stop: int):
             pairs = np.arange(start, stop)
@@ -363,8 +364,10 @@ class CodeGenerator:
 
     def _output_grid(self, size: tuple[int, int] | None) -> tuple[int, int]:
         factor = self.vqgan.factor
-        if size is None:
+        if size is None or tuple(size) == (self.size, self.size):
             return self.grid
+        if self.condition.kind == "map":
+            raise ValueError(f"size = {tuple(size)}: a map conditions images of {self.size} x {self.size} pixels only")
         if any(side < self.size or side % factor for side in size):
             raise ValueError(
                 f"size = {tuple(size)}: height and width must be at least {self.size}, the training size, and "
@@ -460,7 +463,7 @@ class _Decoder:
     programs: sampling.Programs
     settings: Sampling
     static: dict[str, Any]
-    tokens: Int32[np.ndarray, "p c"]
+    tokens: np.ndarray
     condition_index: Int[np.ndarray, "b"]
     seeds: np.ndarray
     padded_sizes: tuple[int, int]
@@ -510,9 +513,10 @@ class _Decoder:
     def _prefill(self, prefix: Int32[np.ndarray, "b k"]):
         """Computes prefixes and carry after conditions and `prefix`, with one row per sample, or two with guidance.
 
-        Samples of one condition share one prefill, and unconditional rows share one, unless their known codes differ.
+        Samples of one condition share one prefill, and unconditional rows share one, unless their known codes differ, or a
+        dropped condition keeps its padding.
         """
-        programs, null = self.programs, self.generator.condition.null[None]
+        programs = self.programs
         is_shared = not prefix.size or (prefix == prefix[:1]).all()
         tokens, rows = self.tokens, self.condition_index
         if not is_shared:
@@ -524,10 +528,12 @@ class _Decoder:
         groups = rows[:: self.group] if is_shared else rows
         unconditional = None
         if self.static["guided"]:
-            null_rows = np.full_like(rows, len(tokens)) if is_shared else len(tokens) + rows
-            null_groups = null_rows[: self.generator._mesh.size] if is_shared else null_rows  # one on each device
+            nulls = self.generator.condition.drop(tokens)
+            is_one = is_shared and len(nulls) == 1
+            null_rows = np.full_like(rows, len(tokens)) if is_one else len(tokens) + rows
+            null_groups = null_rows[: self.generator._mesh.size] if is_one else len(tokens) + groups  # one on each device
             unconditional = self._shard_rows(null_rows), self._shard_rows(null_groups)
-            nulls = np.repeat(null, 1 if is_shared else len(tokens), axis=0)
+            nulls = nulls if is_one else np.broadcast_to(nulls, tokens.shape)
             tokens, known = np.concatenate([tokens, nulls]), np.concatenate([known, known[: len(nulls)]])
         prefilled = programs.prefill(self.generator.variables, tokens, known)
         return programs.assign(prefilled, self._shard_rows(rows), self._shard_rows(groups), unconditional)

@@ -7,7 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from nn_jax.attention_patterns import PATTERNS, assign_patterns
-from nn_jax.code_transformer import CodeTransformer, TokenEmbedding, shapes
+from nn_jax.code_transformer import CodeTransformer, FeatureEmbedding, TokenEmbedding, shapes
 from nn_jax.layers import ACTIVATIONS, NORMS
 from nn_jax.transformer import BRANCH_NORMS
 from train_jax.compute import TransformerCompute
@@ -99,14 +99,21 @@ def build(
     can_shift = (condition.length > 1 and not has_encoder) or not options.shifted_patterns
     options.require(can_shift, "model", "shifted_patterns", "False where one token precedes the codes")
     options.require(not is_joint or condition.predicted, "model", "vocabulary", f"separate for a {condition.kind}")
+    has_features = condition.vocabulary_size is None
+    options.require(not (has_features and has_encoder), "model", "encoder_depth", f"0 for {condition.kind}")
+    is_dense = {*options.attention, options.last_attention or "dense"} == {"dense"}
+    options.require(is_dense or not has_features, "model", "attention", f"dense for {condition.kind}, which have padding")
     compute = compute or TransformerCompute()
+    if has_features:
+        embedding = FeatureEmbedding(condition.length, condition.features, options.width, compute.array_dtype)
+    else:
+        has_positions, size = has_encoder or not is_rotary, (1, condition.length)
+        embedding = TokenEmbedding(condition.vocabulary_size, size, options.width, has_positions=has_positions)
     distinct, attention_index = assign_patterns(options.attention, options.last_attention, options.depth)
     names = ("mlp_ratio", "activation", "branch_norms", "gated", "bias", "norm", "kv_heads")
     blocks = {name: getattr(options, name) for name in names} | compute.blocks
     return CodeTransformer(
-        condition=TokenEmbedding(
-            condition.vocabulary_size, (1, condition.length), options.width, has_positions=has_encoder or not is_rotary
-        ),
+        condition=embedding,
         num_codes=num_codes,
         grid=grid,
         width=options.width,

@@ -44,7 +44,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions)
     if options.images % options.conditions:
         raise ConfigError(f"--sample.images={options.images} must be a multiple of --sample.conditions={options.conditions}")
     vq, model_options, condition = task_lib.module(config).open_parts(config, folder)
-    if options.guided and not (condition.droppable and condition.vocabulary_size > 1):
+    if options.guided and not (condition.droppable and condition.vocabulary_size != 1):
         raise ConfigError("--sample.guided=True: this model is trained without guidance; set --sample.guided=false")
     grid = ((config.vqgan.size or vq.size) // vq.factor,) * 2
     compute = TransformerCompute.parse(config.compute, "compute")
@@ -56,7 +56,8 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: SamplingOptions)
     def abstract(*shape: int, dtype: Any = jnp.int32, replicated: bool = False):
         return place(jax.ShapeDtypeStruct(shape, dtype), mesh, P() if replicated else P("batch"))
 
-    tokens = abstract(options.conditions + options.guided, module.condition_length, replicated=True)
+    row = module.condition.row
+    tokens = abstract(options.conditions + options.guided, *row.shape, dtype=row.dtype, replicated=True)
     known = abstract(tokens.shape[0], 0, replicated=True)
     prefill = trace_program(
         "prefill", programs.prefill, mesh, {"weights": weights, "conditions": tokens, "known codes": known},
@@ -99,7 +100,7 @@ def abstract_weights(module: CodeTransformer) -> Any:
     """Returns the shapes and dtypes of the weights for inference."""
 
     def init(key):
-        tokens, codes = (jnp.zeros((1, n), jnp.int32) for n in (module.condition_length, module.length))
-        return nn.unbox(module.init(key, tokens, codes)["params"])
+        row, codes = module.condition.row, jnp.zeros((1, module.length), jnp.int32)
+        return nn.unbox(module.init(key, jnp.zeros((1, *row.shape), row.dtype), codes)["params"])
 
     return rounded(jax.eval_shape(init, jax.random.key(0)), module.dtype)

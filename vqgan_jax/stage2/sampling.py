@@ -66,7 +66,7 @@ def compile_programs(module: CodeTransformer) -> Programs:
 def build_programs(module: CodeTransformer) -> Programs:
     """Builds the functions of `Programs` without jit."""
 
-    def prefill(params, condition: Int[Array, "p c"], known: Int[Array, "p k"]):
+    def prefill(params, condition: jax.Array, known: Int[Array, "p k"]):
         unrolled, params = unroll_for_decoding(module, params)
         return unrolled.apply({"params": params}, condition, known, method="prefill")
 
@@ -165,8 +165,9 @@ def first_samples(conditions: Sequence[Any], n: int) -> Int[np.ndarray, "p"]:
     counts = collections.Counter()
     first = np.empty(len(conditions), np.int64)
     for i, value in enumerate(conditions):
-        first[i] = counts[value]
-        counts[value] += n
+        key = (value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+        first[i] = counts[key]
+        counts[key] += n
     return first
 
 

@@ -249,7 +249,7 @@ def make_evaluation(config: ConfigDict, checkpoint: Stage2Checkpoint, more_evalu
 
 
 def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict) -> Callable:
-    """Builds the cross-entropy loss, `(params, tokens [B, C], codes [B, h, w], rng) -> (loss, metrics)`.
+    """Builds the cross-entropy loss, `(params, tokens [B, C, …], codes [B, h, w], rng) -> (loss, metrics)`.
 
     If the model predicts condition tokens, the loss is the weighted sum of the mean losses of condition tokens and codes
     (arXiv 2102.12092, section 2.2). The mean over condition tokens includes the scored tokens of conditions that are kept.
@@ -258,7 +258,7 @@ def make_loss(module: CodeTransformer, condition: Condition, config: ConfigDict)
     def loss(params, tokens, codes, rng):
         condition_key, dropout_key = jax.random.split(rng)
         is_dropped = jax.random.bernoulli(condition_key, config.condition_dropout, (len(codes),))
-        tokens = jnp.where(is_dropped[:, None], condition.null[None], tokens)
+        tokens = jnp.where(is_dropped.reshape(-1, *[1] * (tokens.ndim - 1)), condition.drop(tokens), tokens)
         codes = codes.reshape(len(codes), -1)
         logits = module.apply({"params": params}, tokens, codes, False, rngs={"dropout": dropout_key})
         condition_nats, code_nats = negative_log_likelihoods(module, logits, tokens, codes)
