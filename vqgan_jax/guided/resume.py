@@ -12,7 +12,7 @@ import numpy as np
 from train_jax.data.files import read_arrays
 from train_jax.errors import LoadError
 from vqgan_jax.guided import metadata, trajectory
-from vqgan_jax.guided.options import FREE
+from vqgan_jax.guided.options import FREE, add_disabled_groups
 from vqgan_jax.guided.prior import Prior
 from vqgan_jax.vqgan import Vqgan
 
@@ -26,10 +26,6 @@ def make_identity(
     for values in options:
         for name in FREE:
             del values[name]
-        if prior is None:
-            del values["prior"], values["prior_weight"], values["prior_text"]
-        if values["drawer"] == "vqgan":  # which earlier versions did not name
-            del values["drawer"], values["drawer_options"], values["sparsity"]
         if values["lr_decay"] == 1 and not values["temperature_end"]:  # no schedule depends on the number of steps
             del values["steps"]
     identity = {
@@ -74,9 +70,10 @@ def read_state(
         names = [f"leaf{i}" for i in range(len(jax.tree.leaves(template)))]
         file = read_arrays(path, ("about", "losses", *names))
         saved_identity = dict(json.loads(str(file["about"])))
+        saved_identity["options"] = [_complete(options) for options in saved_identity["options"]]
         losses = np.asarray(file["losses"], np.float32)
         leaves = [file[name] for name in names]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise LoadError(f"{path} is not the state file of a painting ({error})") from error
     for name, expected in identity.items():
         if (saved := saved_identity.get(name)) != expected:
@@ -90,6 +87,11 @@ def read_state(
         raise LoadError(f"{path}: {losses.shape[1]} steps are complete already; steps must be at least as many, not {steps}")
     arrays = [jax.device_put(leaf, x.sharding) for leaf, x in zip(leaves, template_leaves, strict=True)]
     return jax.tree.unflatten(treedef, arrays), losses
+
+
+def _complete(options: dict[str, Any]) -> dict[str, Any]:
+    """Adds the groups that the version that wrote these options did not have, as JSON values."""
+    return json.loads(json.dumps(add_disabled_groups(options)))
 
 
 def _describe_difference(name: str, saved: Any, expected: Any) -> str:
