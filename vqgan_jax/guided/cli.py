@@ -5,6 +5,7 @@ Arguments of a painting come from flags, a config file, or the metadata of a pai
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ examples:
 
 A prompt is text:weight:stop | text:weight | image=FILE:weight | noise=SEED:weight. A negative weight maximises the
 distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
+After them a part may have a place, :place=left half, :place=0.1,0.2,0.5,0.6 or :mask=FILE; a weight may have keyframes,
+(0:1, 100:0), which are steps and weights; and :from=STEP and :until=STEP say when a part begins and ends.
 --drawer names what is optimised instead of a VQGAN's latents; vqgan-jax drawers lists all with their options.
 The same seed gives the same image. Every PNG contains its options as metadata, and --repeat reproduces it."""
 
@@ -92,12 +95,13 @@ def _add_group(parser: argparse.ArgumentParser, group: type[options_lib.Group]) 
             continue
         parse, metavar = _parser_and_metavar(name)
         arguments.add_argument(
-            _flag(name), type=parse, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
-        )
+            _flag(name), dest=name, type=parse, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%"),
+            action="extend" if name == "losses" else "store",
+        )  # fmt: skip
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return "--loss" if name == "losses" else f"--{name.replace('_', '-')}"
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
@@ -125,6 +129,7 @@ _PARSERS_AND_METAVARS = {
     "aesthetic": (str, "FILE"),
     "prior": (str, "DIR"),
     "palette": (_parse_names, "COLOURS"),
+    "losses": (_parse_names, "MODULE:FUNCTION"),
     "edge_colour": (str, "COLOUR"),
     "memory": (float, "GIB"),
     "drawer_options": (str, "NAME=VALUE,…"),
@@ -302,6 +307,8 @@ def _paint(arguments: argparse.Namespace) -> int:
         request = parse_request(arguments)
         if arguments.video and not request.motion and not arguments.repeat:
             request.options.setdefault("save_every", _VIDEO_STEPS)
+        if request.options.get("losses"):  # as python -m does: a user's module is in the working folder
+            sys.path.append(os.getcwd())
         files = validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
         if request.motion and not arguments.video and not arguments.repeat:
             raise UserError("--frames creates an animation: name the video file by --video")

@@ -1,5 +1,6 @@
 """State files for exact resumption: (z, optimiser, average, step), past losses, and the identity of the painting."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from train_jax.errors import LoadError
 from vqgan_jax.guided import metadata, trajectory
 from vqgan_jax.guided.options import FREE, add_disabled_groups
 from vqgan_jax.guided.prior import Prior
+from vqgan_jax.guided.prompts import Part
 from vqgan_jax.vqgan import Vqgan
 
 
@@ -33,7 +35,7 @@ def make_identity(
         "clips": [clip.fingerprint for clip in clips],
         "dtypes": [*([vq.compute.dtype] if vq else []), *(clip.dtype for clip in clips)],
         "clip_weights": list(clip_weights),
-        "prompts": [[[p.kind, p.content, p.weight, repr(p.stop)] for p in job.scene] for job in jobs],
+        "prompts": [[_identify(part) for part in job.scene] for job in jobs],
         "seeds": [int(job.seed) for job in jobs],
         "files": files,
         "options": options,
@@ -41,6 +43,13 @@ def make_identity(
     if prior is not None:  # which earlier versions did not have
         identity["prior"] = prior.fingerprint
     return json.loads(json.dumps(identity))
+
+
+def _identify(part: Part) -> list:
+    """Returns the fields of a part; those that earlier versions did not have only if they are not the default."""
+    values = {field: getattr(part, field.name) for field in dataclasses.fields(part)[4:]}
+    later = {field.name: value for field, value in values.items() if value != field.default}
+    return [part.kind, part.content, part.weight, repr(part.stop), *([later] if later else [])]
 
 
 def write_state(path: str | Path, identity: dict, state: trajectory.State, losses: np.ndarray) -> None:
@@ -99,6 +108,7 @@ def _describe_difference(name: str, saved: Any, expected: Any) -> str:
     if isinstance(saved, dict) and isinstance(expected, dict):
         key = next(k for k in (*expected, *saved) if saved.get(k) != expected.get(k))
         return _describe_difference(f"{name} {key}", saved.get(key), expected.get(key))
-    if isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected) and name == "options":
+    are_lists = isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected)
+    if are_lists and name in ("options", "files"):
         return _describe_difference(name, *next((a, b) for a, b in zip(saved, expected, strict=True) if a != b))
     return f"{name} is {saved} in the file and {expected} in this painting"

@@ -32,6 +32,18 @@ class Crops(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class WideCuts(Group):
+    """Wide cutouts"""
+
+    needs = {"wide": ()}
+
+    wide: float = traced_option(
+        0.0, "fraction of the cutouts that show the whole picture, smaller, on grey paper", least=0, most=1
+    )
+    wide_side: float = traced_option(1.5, "largest side of a wide cutout, relative to the picture's longer side", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Augmentations(Group):
     """Random augmentations of a cutout"""
 

@@ -7,6 +7,7 @@ from PIL import ImageColor
 
 from train_jax.errors import ConfigError
 from train_jax.options import option
+from vqgan_jax.guided import custom_losses
 from vqgan_jax.guided.options.group import Group, traced_option
 
 
@@ -55,6 +56,18 @@ class Aesthetic(Group):
 
     aesthetic: str | None = option(None, "file (.npz) of a linear head on the first CLIP: weight [d], bias []")
     aesthetic_weight: float = traced_option(0.1, "weight of the head's score")
+
+
+@dataclasses.dataclass(frozen=True)
+class CustomLosses(Group):
+    """Your own losses"""
+
+    needs = {"losses": ()}
+
+    losses: tuple = option((), "functions [n, H, W, 3] in [0, 1] -> [n], each as module:function or module:function:weight")
+
+    def __post_init__(self):
+        object.__setattr__(self, "losses", tuple(map(custom_losses.parse, self.losses)))
 
 
 @dataclasses.dataclass(frozen=True)

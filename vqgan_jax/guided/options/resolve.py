@@ -13,10 +13,10 @@ from train_jax import options as schema
 from train_jax.errors import ConfigError, in_float32
 from vqgan_jax.guided import drawers
 from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, Start
-from vqgan_jax.guided.options.cutouts import Augmentations, Crops, Cutouts
+from vqgan_jax.guided.options.cutouts import Augmentations, Crops, Cutouts, WideCuts
 from vqgan_jax.guided.options.drawing import Drawing, Latents, Probabilities, make_drawer
 from vqgan_jax.guided.options.group import Group, differs_from_default, refuse_unknown, to_python
-from vqgan_jax.guided.options.losses import Aesthetic, Appearance, Border, Palette, Prior
+from vqgan_jax.guided.options.losses import Aesthetic, Appearance, Border, CustomLosses, Palette, Prior
 from vqgan_jax.guided.options.schedule import QUALITIES, Memory, Optimization, RateDecay, Schedule
 
 
@@ -34,12 +34,14 @@ class Options:
     rate_decay: RateDecay | None
     cutouts: Cutouts
     crops: Crops | None
+    wide_cuts: WideCuts | None
     augmentations: Augmentations
     appearance: Appearance
     border: Border | None
     palette: Palette | None
     aesthetic: Aesthetic | None
     prior: Prior | None
+    custom_losses: CustomLosses | None
     memory: Memory
 
     def to_flat_dict(self) -> dict[str, Any]:
@@ -62,6 +64,7 @@ class Options:
             if values[name] is not None:
                 values[name] = str(values[name]) if isinstance(values[name], str | Path) else "(an array)"
         values |= {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
+        values |= {"losses": [str(loss) for loss in values["losses"]]}
         return values | {"drawer_options": _to_json(values["drawer_options"])}
 
 
@@ -113,6 +116,7 @@ def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any
         raise ConfigError(f"micro_cuts = {micro_cuts} does not divide cuts = {cuts}")
     if any(values["cut_power"] != 1 for values in completed) and all(values["cut_min"] == 1 for values in completed):
         raise ConfigError("cut_min = 1 makes every crop the whole shorter side: cut_power has no effect; leave one out")
+    _check_wide_cuts(completed)
     if completed[0]["drawer"] != "vqgan":
         _check_drawer(completed)
     return [
@@ -140,6 +144,19 @@ def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("drawer", "vqgan") != "vqgan":
         options["drawer_options"] = vars(make_drawer(options["drawer"], options.get("drawer_options") or {}))
     return _DEFAULTS | QUALITIES[options.get("quality", "normal")] | options
+
+
+def _check_wide_cuts(completed: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ConfigError for wide cutouts that are none, and for sizes of other cutouts if all are wide."""
+    cuts = completed[0]["cuts"]
+    for wide in (values["wide"] for values in completed if values["wide"]):
+        if completed[0]["cut_method"] != "crops":
+            raise ConfigError(f"wide = {wide:g}: cut_method = pooling always shows the whole picture; leave it out")
+        if not round(wide * cuts):
+            raise ConfigError(f"wide = {wide:g} of {cuts} cutouts is none; it must be at least {1 / cuts:g}")
+    sizes = [name for name in ("cut_power", "cut_min") if any(values[name] != _DEFAULTS[name] for values in completed)]
+    if sizes and all(round(values["wide"] * cuts) == cuts for values in completed):
+        raise ConfigError(f"wide = {completed[0]['wide']:g} makes all cutouts wide: {sizes[0]} has no effect; leave one out")
 
 
 def _check_drawer(completed: Sequence[Mapping[str, Any]]) -> None:
