@@ -180,12 +180,12 @@ def _join_keyframes(fields: list[_Field]) -> list[_Field]:
 def _parse_keyframes(prompt: str, characters: list[_Character], end: int) -> tuple[tuple[int, float], ...]:
     """Parses `(step:weight, step:weight)`."""
     text, position = _to_text(characters), _first_position(characters, end)
-    pairs = re.findall(rf"\s*({_STEP})\s*:([^:,]+)", text[1:-1])
+    pairs = [re.fullmatch(rf"\s*({_STEP})\s*:([^:]+)", pair) for pair in text[1:-1].split(",")]
     try:
-        keyframes = tuple((int(step), float(weight)) for step, weight in pairs)
+        keyframes = tuple((int(pair[1]), float(pair[2])) for pair in pairs if pair)
     except ValueError:
         keyframes = ()
-    is_complete = text.endswith(")") and len(keyframes) == text.count(",") + 1 == text.count(":")
+    is_complete = text.endswith(")") and len(keyframes) == len(pairs)
     if not is_complete or not all(in_float32(weight) for _, weight in keyframes):
         _raise_at(prompt, position, f"{text!r} are not keyframes; write (step:weight, step:weight), such as (0:1, 100:0)")
     steps = [step for step, _ in keyframes]
