@@ -3,7 +3,7 @@
     scenes    = scene {"^" scene}                     a sequence of scenes, for animations
     scene     = part {"|" part}                       parts of one image
     part      = content {":" field}
-    content   = text | "image=" path | "noise=" seed
+    content   = text | "image=" path | "noise=" seed | "direction=" path
     field     = weight | stop | "place=" place | "mask=" path | "from=" step | "until=" step
     weight    = number | keyframes                    the first field without a name, stop is the second
     keyframes = "(" step ":" number {"," step ":" number} ")"
@@ -49,14 +49,14 @@ class PromptError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A target of the painting: a text, an image or a noise vector.
+    """A target of the painting: a text, an image, a noise vector or a direction of embeddings.
 
     Attributes:
       content: the text, the path or the seed, depending on `kind`.
       weight: weight of the distance to the target, not 0, or the largest of the keyframes. A negative weight maximises the
         distance.
       stop: signed distance below which the part has no gradient; -inf: no stop.
-      kind: "text", "image" or "noise".
+      kind: "text", "image", "noise" or "direction".
       keyframes: pairs (step, weight) between which the weight is linear; (): it is constant.
       start, end: first step of the part, and the step after its last; None: the last of the painting.
       place: box (left, top, right, bottom) that the part sees, in fractions of the sides; None: the whole picture.
@@ -76,7 +76,7 @@ class Part:
     @property
     def files(self) -> list[str]:
         """Paths of the files that the part names."""
-        return ([self.content] if self.kind == "image" else []) + ([] if self.mask is None else [self.mask])
+        return ([self.content] if self.kind in ("image", "direction") else []) + ([] if self.mask is None else [self.mask])
 
     @property
     def is_timed(self) -> bool:
@@ -249,8 +249,9 @@ def _parse_content(prompt: str, characters: list[_Character], end: int) -> tuple
     if equals is None:
         return text, "text"
     kind, value = _to_text(characters[:equals]), _to_text(characters[equals + 1 :])
-    if kind not in ("image", "noise"):
-        _raise_at(prompt, characters[equals][0], rf"use image=PATH or noise=SEED, not {kind!r}=; write \= in a text")
+    if kind not in ("image", "noise", "direction"):
+        reason = rf"use image=PATH, noise=SEED or direction=PATH, not {kind!r}=; write \= in a text"
+        _raise_at(prompt, characters[equals][0], reason)
     if not value:
         _raise_at(prompt, end, f"{kind}= needs a value")
     if kind == "noise" and not (value.isascii() and value.isdigit()):
