@@ -33,6 +33,12 @@ example:
   vqgan-jax paint "a fox" --clip DIR --drawer strokes --drawer-options count=32,ink=black --sparsity 0.02 --out fox.png
 
 A drawer is what a painting optimises. The options listed under its name are given to paint by --drawer-options.""",
+    "direction": """\
+example:
+  vqgan-jax direction --clip DIR --from "a drawing of a house" "a sketch" --to "a photo of a house" "a photo" --out photo.npz
+  vqgan-jax paint "a castle | direction=photo.npz:0.5" --vqgan DIR --clip DIR --out castle.png
+
+A direction leads from the mean embedding of some sentences to that of others. The file is refused for another CLIP.""",
     "train": """\
 The same as train-jax; vqgan-jax train --help lists its options.""",
     "models": """\

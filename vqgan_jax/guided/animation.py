@@ -114,6 +114,8 @@ def animate(
     scenes = parse(prompt)
     if motion.blend is not None and len(scenes) == 1:
         raise ConfigError(f"blend = {motion.blend} needs two scenes or more, and the prompt has one: write A ^ B")
+    for part in (part for scene in scenes for part in scene if part.is_timed):
+        raise ConfigError(f"the weight of {part.content!r} changes by steps: in an animation it changes by scenes, A ^ B")
     all_parts = tuple(part for scene in scenes for part in scene)
     painter = Painter(vq, clip, [Job(all_parts, seed, resolved)], clip_weights)
     # An infinite number of steps keeps the schedules at their initial values.

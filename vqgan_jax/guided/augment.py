@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vqgan_jax.guided.cutouts import GREY
+
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], np.float32)
 _RGB = np.linalg.inv(_YIQ).astype(np.float32)
 _ERASE_RANGE = (0.1, 0.4)  # sides of an erased rectangle, as a fraction of the side of a cutout
-_GREY = 0.5
 
 
 class Augmentations(NamedTuple):
@@ -56,7 +57,7 @@ def augment(
         matrix, offset = sample_colour_jitter(keys[2], hparams["jitter"])
         cutout = cutout @ matrix.T + offset
     if augmentations.erase:
-        cutout = jnp.where(sample_erase_mask(keys[3], cutout.shape[0], hparams["erase"])[..., None], _GREY, cutout)
+        cutout = jnp.where(sample_erase_mask(keys[3], cutout.shape[0], hparams["erase"])[..., None], GREY, cutout)
     if augmentations.noise:
         strength_key, noise_key = jax.random.split(keys[4])
         deviation = jax.random.uniform(strength_key) * hparams["noise"]
@@ -118,7 +119,7 @@ def sample_colour_jitter(key, strength) -> tuple[Float[Array, "3 3"], Float[Arra
     rotation = jnp.stack([jnp.stack([one, zero, zero]), jnp.stack([zero, cos, -sin]), jnp.stack([zero, sin, cos])])
     matrix = contrast * (_RGB @ rotation @ _YIQ)
     # Contrast scales around grey; brightness is an offset.
-    return matrix, jnp.broadcast_to(_GREY * (1 - contrast) + brightness / 2, (1, 1, 3))
+    return matrix, jnp.broadcast_to(GREY * (1 - contrast) + brightness / 2, (1, 1, 3))
 
 
 def sample_erase_mask(key, side: int, probability) -> Array:

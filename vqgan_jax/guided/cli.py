@@ -1,10 +1,11 @@
-"""Command lines `vqgan-jax paint` and `vqgan-jax drawers`.
+"""Command lines `vqgan-jax paint`, `vqgan-jax drawers` and `vqgan-jax direction`.
 
 Arguments of a painting come from flags, a config file, or the metadata of a painted PNG.
 """
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,10 @@ examples:
   vqgan-jax paint --repeat star.png --out again.png
   vqgan-jax paint --config options.yaml --lr 0.2 --out out.png
 
-A prompt is text:weight:stop | text:weight | image=FILE:weight | noise=SEED:weight. A negative weight maximises the
-distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
+A prompt is text:weight:stop | image=FILE:weight | noise=SEED:weight | direction=FILE:weight. A negative weight maximises
+the distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
+After them a part may have a place, :place=left half, :place=0.1,0.2,0.5,0.6 or :mask=FILE; a weight may have keyframes,
+(0:1, 100:0), which are steps and weights; and :from=STEP and :until=STEP say when a part begins and ends.
 --drawer names what is optimised instead of a VQGAN's latents; vqgan-jax drawers lists all with their options.
 The same seed gives the same image. Every PNG contains its options as metadata, and --repeat reproduces it."""
 
@@ -46,7 +49,7 @@ _FPS = 15
 
 
 def add(command_parser: Callable) -> None:
-    """Adds the commands `paint` and `drawers` to `vqgan-jax`. `command_parser` is returned by `train_jax.command.parser`."""
+    """Adds the commands of paintings to `vqgan-jax`. `command_parser` is returned by `train_jax.command.parser`."""
     sub = command_parser("paint", "Paint images from prompts by the gradient of CLIP (VQGAN+CLIP).", _paint)
     unset = argparse.SUPPRESS  # unset arguments are absent, which distinguishes them from explicit defaults
     sub.add_argument(
@@ -77,6 +80,14 @@ def add(command_parser: Callable) -> None:
         motion.add_argument(_flag(name), type=number_type, default=unset, metavar="N", help=text)
     for group in options_lib.GROUPS.values():
         _add_group(sub, group)
+    text = "Save the direction from some sentences to others, for prompts with direction=FILE."
+    direction = command_parser("direction", text, _save_direction)
+    direction.add_argument("--clip", required=True, metavar="MODEL", action="append", help="as in paint; repeatable")
+    for name, role in (("from", "starts"), ("to", "ends")):
+        text = f"sentences where the direction {role}, or @FILE with one per line"
+        direction.add_argument(f"--{name}", required=True, nargs="+", dest=role, metavar="TEXT", help=text)
+    arguments_lib.add_dtype(direction)
+    direction.add_argument("--out", required=True, metavar="FILE", help="output .npz")
     command_parser("drawers", "List the drawers of vqgan-jax paint, with their options.", _list_drawers)
 
 
@@ -92,12 +103,13 @@ def _add_group(parser: argparse.ArgumentParser, group: type[options_lib.Group]) 
             continue
         parse, metavar = _parser_and_metavar(name)
         arguments.add_argument(
-            _flag(name), type=parse, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%")
-        )
+            _flag(name), dest=name, type=parse, default=argparse.SUPPRESS, metavar=metavar, help=text.replace("%", "%%"),
+            action="extend" if name == "losses" else "store",
+        )  # fmt: skip
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return "--loss" if name == "losses" else f"--{name.replace('_', '-')}"
 
 
 def _parse_names(text: str) -> tuple[str, ...]:
@@ -125,6 +137,7 @@ _PARSERS_AND_METAVARS = {
     "aesthetic": (str, "FILE"),
     "prior": (str, "DIR"),
     "palette": (_parse_names, "COLOURS"),
+    "losses": (_parse_names, "MODULE:FUNCTION"),
     "edge_colour": (str, "COLOUR"),
     "memory": (float, "GIB"),
     "drawer_options": (str, "NAME=VALUE,…"),
@@ -302,6 +315,8 @@ def _paint(arguments: argparse.Namespace) -> int:
         request = parse_request(arguments)
         if arguments.video and not request.motion and not arguments.repeat:
             request.options.setdefault("save_every", _VIDEO_STEPS)
+        if request.options.get("losses"):  # as python -m does: a user's module is in the working folder
+            sys.path.append(os.getcwd())
         files = validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
         if request.motion and not arguments.video and not arguments.repeat:
             raise UserError("--frames creates an animation: name the video file by --video")
@@ -435,6 +450,18 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, fields: dict[str
     metadata.save(Image.fromarray(animation.frames[-1]), arguments.out, fields)
     if arguments.video:
         video.write(arguments.video, list(over_white(animation.frames)), arguments.fps)
+
+
+def _save_direction(arguments: argparse.Namespace) -> int:
+    """Runs the command `direction`."""
+    import clip_jax
+    from vqgan_jax.guided import directions
+
+    start, end = (arguments_lib.lines(sentences, "a sentence") for sentences in (arguments.starts, arguments.ends))
+    clips = [clip_jax.load(path, dtype=arguments.dtype) for path in arguments.clip]
+    directions.save(arguments.out, clips, start, end)
+    print(f"wrote {arguments.out}", file=sys.stderr)
+    return 0
 
 
 def _list_drawers(arguments: argparse.Namespace) -> int:

@@ -1,9 +1,13 @@
 """Cutouts at CLIP's resolution: random square crops, or the whole image pooled. Positions and sizes are traced."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+GREY = 0.5  # of what a cutout does not show: near the mean of a CLIP's pixels, so that it resembles nothing
 
 
 def crop(
@@ -27,17 +31,39 @@ def crop(
     )
 
 
-def sample_square(key, shape: tuple[int, int], size: int, hparams: dict) -> tuple[Array, Array, Array]:
+Shape = tuple[int, int] | tuple[Array, Array]  # height and width, which may be traced
+
+
+def sample_square(key, shape: Shape, size: int, hparams: dict) -> tuple[Array, Array, Array]:
     """Samples the top, left and side of a square in an image.
 
     The side is U^power * (largest - smallest) + smallest. The largest side is the shorter side of the image. The
     smallest is CLIP's resolution, or `cut_min` times the largest if `cut_min` is not 0. Positions are uniform.
     """
     u = jax.random.uniform(key, (3,))
-    largest = jnp.float32(min(shape))
-    smallest = jnp.where(hparams["cut_min"] > 0, hparams["cut_min"] * largest, min(*shape, size))
+    least = min if isinstance(shape[0], int) else lambda *values: functools.reduce(jnp.minimum, values)
+    largest = jnp.float32(least(*shape))
+    smallest = jnp.where(hparams["cut_min"] > 0, hparams["cut_min"] * largest, least(*shape, size))
     side = u[0] ** hparams["cut_power"] * (largest - smallest) + smallest
     return u[1] * (shape[0] - side), u[2] * (shape[1] - side), side
+
+
+def sample_wide_square(key, shape: Shape, hparams: dict) -> tuple[Array, Array, Array]:
+    """Samples the top, left and side of a square in which the whole image lies.
+
+    The side is uniform from the longer side of the image to `wide_side` times as much, and so are positions.
+    """
+    u = jax.random.uniform(jax.random.fold_in(key, 1), (3,))
+    longest = jnp.maximum(*shape)
+    side = longest * (1 + u[0] * (hparams["wide_side"] - 1))
+    return u[1] * (shape[0] - side), u[2] * (shape[1] - side), side
+
+
+def crop_on_paper(
+    image: Float[Array, "H W 3"], top: Float[Array, ""], left: Float[Array, ""], side: Float[Array, ""], size: int
+) -> Float[Array, "size size 3"]:
+    """Crops a square that may exceed the image; what is outside of it is grey."""
+    return crop(image - GREY, top, left, side, size) + GREY
 
 
 def pool(image: Float[Array, "H W 3"], size: int) -> Float[Array, "size size 3"]:

@@ -21,8 +21,8 @@ _KEYS = {"prompts", "seed", "n", "clip_weights", "dtype", "vqgan", "clips", "fil
 
 
 def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Hashes all input files by SHA-256, keyed by path, and inputs given as arrays, keyed by the option's name."""
-    files = [part.content for scene in scenes for part in scene if part.kind == "image"]
+    """Hashes all input files by SHA-256, keyed by path; arrays, keyed by the option's name; and sources of losses."""
+    files = [file for scene in scenes for part in scene for file in part.files]
     files += [options.aesthetic.aesthetic] if options.aesthetic else []
     values, hashes = options.to_flat_dict(), {}
     for name in IMAGE_OPTIONS:
@@ -30,6 +30,8 @@ def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
             files.append(str(values[name]))
         elif values[name] is not None:
             hashes[name] = hashlib.sha256(values[name].tobytes()).hexdigest()
+    if options.custom_losses is not None:
+        hashes |= {f"the loss {loss.name}": loss.hash_source() for loss in options.custom_losses.losses}
     return hashes | {file: hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
 
 

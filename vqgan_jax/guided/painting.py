@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from clip_jax.clip import Clip
 from train_jax.errors import ConfigError
 from train_jax.profiling import MemoryPlan
-from vqgan_jax.guided import augment, latents, memory, prior, resume, starts, targets, trajectory
+from vqgan_jax.guided import augment, keyframes, latents, memory, prior, resume, starts, targets, trajectory, views
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.drawers.drawer import Drawer, Parameters
 from vqgan_jax.guided.drawers.vqgan import VqganLatents
@@ -371,8 +372,23 @@ class Painter:
         return trajectory.StaticConfig(
             self.drawer.without_weights(), self.size, o.optimization.optimizer, o.cutouts.cuts, o.cutouts.cut_method,
             augment.select_augmentations(hparams), frozenset(terms), micro_cuts, remat, split,
-            None if self.prior is None else self.prior.module,
+            None if self.prior is None else self.prior.module, self._load_custom_losses(),
+            o.wide_cuts is not None,
         )  # fmt: skip
+
+    def _load_custom_losses(self) -> tuple[Callable, ...]:
+        """Loads the user's losses. Raises ConfigError if one does not return a number for each image."""
+        losses = self.options.custom_losses.losses if self.options.custom_losses else ()
+        functions = tuple(loss.load() for loss in losses)
+        for loss, function in zip(losses, functions, strict=True):
+            shape = getattr(jax.eval_shape(function, jax.ShapeDtypeStruct((2, *self.size, 3), jnp.float32)), "shape", None)
+            if shape != (2,):
+                raise ConfigError(
+                    f"losses = {loss.name}: of images [2, {self.size[0]}, {self.size[1]}, 3] it returns "
+                    f"{'no array' if shape is None else f'an array of shape {list(shape)}'}; it must return one number "
+                    "for each image, shape [2]"
+                )
+        return functions
 
     def _stack_hparams(self) -> dict[str, Float32[np.ndarray, "n"]]:
         """Stacks the traced options of all jobs."""
@@ -409,6 +425,11 @@ class Painter:
             prior_condition=None
             if o.prior is None
             else self.prior.encode([job.scene for job in self.jobs], o.prior.prior_text),
+            views=views.make_views([job.scene for job in self.jobs], self.size, aesthetic is not None),
+            keyframes=keyframes.make_keyframes([job.scene for job in self.jobs], o.schedule.steps),
+            custom_weights=None
+            if o.custom_losses is None
+            else repeat(np.array([loss.weight for loss in o.custom_losses.losses], np.float32)),
         )
         return self.to_devices(problem)
 

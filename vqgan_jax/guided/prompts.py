@@ -1,22 +1,44 @@
 """The prompt grammar. A scene consists of parts, each with a weight and a stop:
 
-    scenes  = scene {"^" scene}                     a sequence of scenes, for animations
-    scene   = part {"|" part}                       parts of one image
-    part    = content [":" weight [":" stop]]
-    content = text | "image=" path | "noise=" seed
+    scenes    = scene {"^" scene}                     a sequence of scenes, for animations
+    scene     = part {"|" part}                       parts of one image
+    part      = content {":" field}
+    content   = text | "image=" path | "noise=" seed | "direction=" path
+    field     = weight | stop | "place=" place | "mask=" path | "from=" step | "until=" step
+    weight    = number | keyframes                    the first field without a name, stop is the second
+    keyframes = "(" step ":" number {"," step ":" number} ")"
+    place     = a name in PLACES | left "," top "," right "," bottom
 
-A negative weight maximises the distance to the part. Below its stop a part has no gradient. `\\` escapes the special
-characters `| ^ : = \\`. A colon between two digits of a text is an error, because it is ambiguous: it belongs to the
-text in "a clock at 12:30", and precedes a weight in "route 66:0.5".
+A negative weight maximises the distance to the part. Below its stop a part has no gradient. Between keyframes the weight is
+linear in steps, before the first and after the last it is theirs; it is 0 before the step `from` and from the step `until`
+on. A part with a place, a box in fractions of the sides, or with a mask, an image that is white where the part sees the
+picture, has no gradient elsewhere.
+
+`\\` escapes the special characters `| ^ : = \\`. A colon between two digits of a text is an error, because it is ambiguous:
+it belongs to the text in "a clock at 12:30", and precedes a weight in "route 66:0.5".
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from train_jax.errors import UserError, in_float32
 
+# Boxes (left, top, right, bottom) by name, in fractions of the sides.
+PLACES = {
+    "left half": (0.0, 0.0, 0.5, 1.0), "right half": (0.5, 0.0, 1.0, 1.0),
+    "top half": (0.0, 0.0, 1.0, 0.5), "bottom half": (0.0, 0.5, 1.0, 1.0),
+    "left": (0.0, 0.0, 1 / 3, 1.0), "right": (2 / 3, 0.0, 1.0, 1.0),
+    "top": (0.0, 0.0, 1.0, 1 / 3), "bottom": (0.0, 2 / 3, 1.0, 1.0),
+    "top left": (0.0, 0.0, 0.5, 0.5), "top right": (0.5, 0.0, 1.0, 0.5),
+    "bottom left": (0.0, 0.5, 0.5, 1.0), "bottom right": (0.5, 0.5, 1.0, 1.0),
+    "centre": (0.25, 0.25, 0.75, 0.75),
+}  # fmt: skip
+_FIELDS = ("place", "mask", "from", "until")
+_STEP = "[0-9]{1,7}"
 _SPECIAL = "|^:=\\"
 _CONTEXT = 20  # characters around an error that its message shows
 
@@ -27,19 +49,39 @@ class PromptError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A target of the painting: a text, an image or a noise vector.
+    """A target of the painting: a text, an image, a noise vector or a direction of embeddings.
 
     Attributes:
       content: the text, the path or the seed, depending on `kind`.
-      weight: weight of the distance to the target, not 0. A negative weight maximises the distance.
+      weight: weight of the distance to the target, not 0, or the largest of the keyframes. A negative weight maximises the
+        distance.
       stop: signed distance below which the part has no gradient; -inf: no stop.
-      kind: "text", "image" or "noise".
+      kind: "text", "image", "noise" or "direction".
+      keyframes: pairs (step, weight) between which the weight is linear; (): it is constant.
+      start, end: first step of the part, and the step after its last; None: the last of the painting.
+      place: box (left, top, right, bottom) that the part sees, in fractions of the sides; None: the whole picture.
+      mask: path of the image that is white where the part sees the picture.
     """
 
     content: str
     weight: float = 1.0
     stop: float = -math.inf
     kind: str = "text"
+    keyframes: tuple[tuple[int, float], ...] = ()
+    start: int = 0
+    end: int | None = None
+    place: tuple[float, float, float, float] | None = None
+    mask: str | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of the files that the part names."""
+        return ([self.content] if self.kind in ("image", "direction") else []) + ([] if self.mask is None else [self.mask])
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the weight depends on the step."""
+        return bool(self.keyframes) or self.start > 0 or self.end is not None
 
 
 Scene = tuple[Part, ...]
@@ -98,25 +140,96 @@ def _split_at(field: _Field, separator: str) -> list[_Field]:
 
 
 def _parse_part(prompt: str, field: _Field) -> Part:
-    """Parses `content [":" weight [":" stop]]`."""
-    fields = _split_at(field, ":")
-    content, kind = _parse_content(prompt, *fields[0])
-    if kind == "text" and len(fields) > 1:
-        _check_clock_time(prompt, fields[0][1])
-    if len(fields) > 3:
+    """Parses `content {":" field}`."""
+    (content, *fields) = _join_keyframes(_split_at(field, ":"))
+    text, kind = _parse_content(prompt, *content)
+    if kind == "text" and fields:
+        _check_clock_time(prompt, content[1])
+    named = _parse_named_fields(prompt, [field for field in fields if _find_equals(field[0]) is not None])
+    fields = [field for field in fields if _find_equals(field[0]) is None]
+    if len(fields) > 2:
         _raise_at(
-            prompt, fields[2][1], r"a part is text:weight:stop, with no third colon; write \: for a colon of the text"
+            prompt, fields[1][1], r"a part is text:weight:stop, with no third colon; write \: for a colon of the text"
         )
-    weight = _parse_number(prompt, *fields[1], "weight") if len(fields) > 1 else 1.0
-    if weight == 0:
-        _raise_at(prompt, _first_position(*fields[1]), "a part of weight 0 has no effect: leave it out")
-    stop = _parse_number(prompt, *fields[2], "stop") if len(fields) > 2 else -math.inf
+    keyframes = _parse_keyframes(prompt, *fields[0]) if fields and _to_text(fields[0][0]).startswith("(") else ()
+    weight = max(weight for _, weight in keyframes) if keyframes else 1.0
+    if fields and not keyframes:
+        weight = _parse_number(prompt, *fields[0], "weight")
+    if weight == 0 and not any(weight for _, weight in keyframes):
+        _raise_at(prompt, _first_position(*fields[0]), "a part of weight 0 has no effect: leave it out")
+    stop = _parse_number(prompt, *fields[1], "stop") if len(fields) > 1 else -math.inf
     # The distance, half a squared angle, is in [0, pi^2 / 2]; the signed distance has the sign of the weight.
-    limit = 0.0 if weight < 0 else math.pi**2 / 2
+    limit = 0.0 if weight <= 0 else math.pi**2 / 2
     if stop >= limit:
         reason = f"with stop {stop:g} a part of weight {weight:g} never has a gradient; it must be below {limit:.3g}"
-        _raise_at(prompt, _first_position(*fields[2]), reason)
-    return Part(content, weight, stop, kind)
+        _raise_at(prompt, _first_position(*fields[1]), reason)
+    return Part(text, weight, stop, kind, keyframes, **named)
+
+
+def _join_keyframes(fields: list[_Field]) -> list[_Field]:
+    """Joins the fields that the colons of keyframes in parentheses have split."""
+    joined: list[_Field] = []
+    for characters, end in fields:
+        if len(joined) > 1 and _to_text(joined[-1][0]).startswith("(") and ")" not in _to_text(joined[-1][0]):
+            before, colon = joined.pop()
+            characters = [*before, (colon, ":", True), *characters]
+        joined.append((characters, end))
+    return joined
+
+
+def _parse_keyframes(prompt: str, characters: list[_Character], end: int) -> tuple[tuple[int, float], ...]:
+    """Parses `(step:weight, step:weight)`."""
+    text, position = _to_text(characters), _first_position(characters, end)
+    pairs = [re.fullmatch(rf"\s*({_STEP})\s*:([^:]+)", pair) for pair in text[1:-1].split(",")]
+    try:
+        keyframes = tuple((int(pair[1]), float(pair[2])) for pair in pairs if pair)
+    except ValueError:
+        keyframes = ()
+    is_complete = text.endswith(")") and len(keyframes) == len(pairs)
+    if not is_complete or not all(in_float32(weight) for _, weight in keyframes):
+        _raise_at(prompt, position, f"{text!r} are not keyframes; write (step:weight, step:weight), such as (0:1, 100:0)")
+    steps = [step for step, _ in keyframes]
+    if any(a >= b for a, b in itertools.pairwise(steps)):
+        _raise_at(prompt, position, f"the steps of keyframes must increase, not {', '.join(map(str, steps))}")
+    return keyframes
+
+
+def _parse_named_fields(prompt: str, fields: list[_Field]) -> dict[str, Any]:
+    """Parses the fields `name=value` of a part to the attributes of `Part`."""
+    named: dict[str, Any] = {}
+    for characters, end in fields:
+        equals = _find_equals(characters)
+        name, value = _to_text(characters[:equals]), _to_text(characters[equals + 1 :])
+        position = _first_position(characters, end)
+        if name not in _FIELDS:
+            _raise_at(prompt, position, rf"use {', '.join(_FIELDS)}, not {name!r}=; write \: for a colon of the text")
+        if not value:
+            _raise_at(prompt, end, f"{name}= needs a value")
+        attribute = {"from": "start", "until": "end"}.get(name, name)
+        if attribute in named or {"place", "mask"} <= {name, *named}:
+            _raise_at(prompt, position, f"a part has one {'place or mask' if name in ('place', 'mask') else name}=")
+        if name in ("from", "until") and not re.fullmatch(_STEP, value):
+            _raise_at(prompt, position, f"{name}= needs a step, an integer of 0 or more, not {value!r}")
+        named[attribute] = int(value) if name in ("from", "until") else value
+        if name == "place":
+            named[attribute] = _parse_place(prompt, position, value)
+        if named.get("end") is not None and named["end"] <= named.get("start", 0):
+            _raise_at(prompt, position, f"until={named['end']} must be after from={named.get('start', 0)}")
+    return named
+
+
+def _parse_place(prompt: str, position: int, text: str) -> tuple[float, float, float, float]:
+    """Parses the name of a place, or `left,top,right,bottom`."""
+    if text in PLACES:
+        return PLACES[text]
+    try:
+        left, top, right, bottom = map(float, text.split(","))
+    except ValueError:
+        left = top = right = bottom = math.nan
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        allowed = f"{', '.join(PLACES)}, or left,top,right,bottom in [0, 1] such as 0.1,0.2,0.5,0.6"
+        _raise_at(prompt, position, f"{text!r} is not a place: it must be {allowed}")
+    return left, top, right, bottom
 
 
 def _check_clock_time(prompt: str, colon: int) -> None:
@@ -129,18 +242,16 @@ def _check_clock_time(prompt: str, colon: int) -> None:
 
 def _parse_content(prompt: str, characters: list[_Character], end: int) -> tuple[str, str]:
     """Parses the content of a part. Returns the content and its kind."""
-    text = "".join(character for _, character, _ in characters).strip()
+    text = _to_text(characters)
     if not text:
         _raise_at(prompt, end, "a text is missing before it")
-    equals = next(
-        (i for i, (_, character, is_special) in enumerate(characters) if is_special and character == "="), None
-    )
+    equals = _find_equals(characters)
     if equals is None:
         return text, "text"
-    kind = "".join(character for _, character, _ in characters[:equals]).strip()
-    value = "".join(character for _, character, _ in characters[equals + 1 :]).strip()
-    if kind not in ("image", "noise"):
-        _raise_at(prompt, characters[equals][0], rf"use image=PATH or noise=SEED, not {kind!r}=; write \= in a text")
+    kind, value = _to_text(characters[:equals]), _to_text(characters[equals + 1 :])
+    if kind not in ("image", "noise", "direction"):
+        reason = rf"use image=PATH, noise=SEED or direction=PATH, not {kind!r}=; write \= in a text"
+        _raise_at(prompt, characters[equals][0], reason)
     if not value:
         _raise_at(prompt, end, f"{kind}= needs a value")
     if kind == "noise" and not (value.isascii() and value.isdigit()):
@@ -150,7 +261,7 @@ def _parse_content(prompt: str, characters: list[_Character], end: int) -> tuple
 
 def _parse_number(prompt: str, characters: list[_Character], end: int, field: str) -> float:
     """Parses the field "weight" or "stop" of a prompt `text:weight:stop`."""
-    text = "".join(character for _, character, _ in characters).strip()
+    text = _to_text(characters)
     try:
         value = float(text)
     except ValueError:
@@ -159,6 +270,15 @@ def _parse_number(prompt: str, characters: list[_Character], end: int, field: st
         reason = rf"{text!r} is not a {field} (a number); to keep a colon in the text, write \:"
         _raise_at(prompt, _first_position(characters, end), reason)
     return value
+
+
+def _to_text(characters: list[_Character]) -> str:
+    return "".join(character for _, character, _ in characters).strip()
+
+
+def _find_equals(characters: list[_Character]) -> int | None:
+    """Returns the index of the first special `=`."""
+    return next((i for i, (_, character, is_special) in enumerate(characters) if is_special and character == "="), None)
 
 
 def _first_position(characters: list[_Character], end: int) -> int:

@@ -1,5 +1,6 @@
 """State files for exact resumption: (z, optimiser, average, step), past losses, and the identity of the painting."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ import numpy as np
 from train_jax.data.files import read_arrays
 from train_jax.errors import LoadError
 from vqgan_jax.guided import metadata, trajectory
-from vqgan_jax.guided.options import FREE
+from vqgan_jax.guided.options import FREE, add_disabled_groups
 from vqgan_jax.guided.prior import Prior
+from vqgan_jax.guided.prompts import Part
 from vqgan_jax.vqgan import Vqgan
 
 
@@ -26,10 +28,6 @@ def make_identity(
     for values in options:
         for name in FREE:
             del values[name]
-        if prior is None:
-            del values["prior"], values["prior_weight"], values["prior_text"]
-        if values["drawer"] == "vqgan":  # which earlier versions did not name
-            del values["drawer"], values["drawer_options"], values["sparsity"]
         if values["lr_decay"] == 1 and not values["temperature_end"]:  # no schedule depends on the number of steps
             del values["steps"]
     identity = {
@@ -37,7 +35,7 @@ def make_identity(
         "clips": [clip.fingerprint for clip in clips],
         "dtypes": [*([vq.compute.dtype] if vq else []), *(clip.dtype for clip in clips)],
         "clip_weights": list(clip_weights),
-        "prompts": [[[p.kind, p.content, p.weight, repr(p.stop)] for p in job.scene] for job in jobs],
+        "prompts": [[_identify(part) for part in job.scene] for job in jobs],
         "seeds": [int(job.seed) for job in jobs],
         "files": files,
         "options": options,
@@ -45,6 +43,13 @@ def make_identity(
     if prior is not None:  # which earlier versions did not have
         identity["prior"] = prior.fingerprint
     return json.loads(json.dumps(identity))
+
+
+def _identify(part: Part) -> list:
+    """Returns the fields of a part; those that earlier versions did not have only if they are not the default."""
+    values = {field: getattr(part, field.name) for field in dataclasses.fields(part)[4:]}
+    later = {field.name: value for field, value in values.items() if value != field.default}
+    return [part.kind, part.content, part.weight, repr(part.stop), *([later] if later else [])]
 
 
 def write_state(path: str | Path, identity: dict, state: trajectory.State, losses: np.ndarray) -> None:
@@ -74,9 +79,10 @@ def read_state(
         names = [f"leaf{i}" for i in range(len(jax.tree.leaves(template)))]
         file = read_arrays(path, ("about", "losses", *names))
         saved_identity = dict(json.loads(str(file["about"])))
+        saved_identity["options"] = [_complete(options) for options in saved_identity["options"]]
         losses = np.asarray(file["losses"], np.float32)
         leaves = [file[name] for name in names]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise LoadError(f"{path} is not the state file of a painting ({error})") from error
     for name, expected in identity.items():
         if (saved := saved_identity.get(name)) != expected:
@@ -92,11 +98,17 @@ def read_state(
     return jax.tree.unflatten(treedef, arrays), losses
 
 
+def _complete(options: dict[str, Any]) -> dict[str, Any]:
+    """Adds the groups that the version that wrote these options did not have, as JSON values."""
+    return json.loads(json.dumps(add_disabled_groups(options)))
+
+
 def _describe_difference(name: str, saved: Any, expected: Any) -> str:
     """Describes the first difference between two values."""
     if isinstance(saved, dict) and isinstance(expected, dict):
         key = next(k for k in (*expected, *saved) if saved.get(k) != expected.get(k))
         return _describe_difference(f"{name} {key}", saved.get(key), expected.get(key))
-    if isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected) and name == "options":
+    are_lists = isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected)
+    if are_lists and name in ("options", "files"):
         return _describe_difference(name, *next((a, b) for a, b in zip(saved, expected, strict=True) if a != b))
     return f"{name} is {saved} in the file and {expected} in this painting"

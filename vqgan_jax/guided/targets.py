@@ -9,6 +9,7 @@ from clip_jax.clip import Clip
 from train_jax.data.errors import BrokenSample
 from train_jax.data.files import read_arrays
 from train_jax.errors import ConfigError
+from vqgan_jax.guided import directions
 from vqgan_jax.guided.prompts import Scene
 
 
@@ -65,9 +66,9 @@ def embed_parts(clip: Clip, parts: Sequence[tuple[str, str]]) -> Float32[np.ndar
     """Embeds prompt parts as unit vectors.
 
     Args:
-      parts: pairs `(kind, content)` of texts, image paths and noise seeds.
+      parts: pairs `(kind, content)` of texts, image paths, noise seeds and paths of directions.
 
-    Raises BrokenSample for an unreadable image.
+    Raises BrokenSample for an unreadable image, and ConfigError for a direction of another CLIP.
     """
     texts = [content for kind, content in parts if kind == "text"]
     files = [content for kind, content in parts if kind == "image"]
@@ -84,6 +85,8 @@ def embed_parts(clip: Clip, parts: Sequence[tuple[str, str]]) -> Float32[np.ndar
         if kind == "noise":
             vector = np.random.default_rng(int(content)).standard_normal(width).astype(np.float32)
             vectors[kind, content] = vector / np.linalg.norm(vector)
+        elif kind == "direction":
+            vectors[kind, content] = directions.load(content, clip)
     return np.stack([vectors[part] for part in parts])
 
 

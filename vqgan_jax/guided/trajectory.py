@@ -19,12 +19,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from nn_jax.code_transformer import CodeTransformer
 from vqgan_jax.guided import augment, colour, cutouts, losses
 from vqgan_jax.guided.drawers.drawer import Context, Drawer, Parameters
+from vqgan_jax.guided.keyframes import Keyframes, weights_at
 from vqgan_jax.guided.prior import PriorWeights, mean_nats
+from vqgan_jax.guided.views import Views
 
 TERMS = (
     "init_weight", "init_pixels", "smoothness", "saturation", "symmetry", "edge", "palette", "aesthetic", "prior",
@@ -52,6 +54,8 @@ class StaticConfig(NamedTuple):
       micro_cuts: number of cutouts that CLIP encodes at a time.
       split: axis that is sharded over the devices: "cuts", "paintings", or "" for none.
       prior: second stage whose likelihood is the term "prior"; None: no such term.
+      wide: whether some cutouts show the whole picture on paper.
+      custom_losses: functions [n, H, W, 3] -> [n] that a user wrote.
     """
 
     drawer: Drawer
@@ -65,6 +69,8 @@ class StaticConfig(NamedTuple):
     remat: bool
     split: str
     prior: CodeTransformer | None = None
+    custom_losses: tuple[Callable, ...] = ()
+    wide: bool = False
 
 
 class Problem(NamedTuple):
@@ -82,6 +88,9 @@ class Problem(NamedTuple):
       border_colour: RGB colour [3].
       aesthetic_head: weight and bias [d + 1].
       prior_condition: tokens [c] of the prior's condition.
+      custom_weights: weights [k] of the custom losses.
+      views: what the parts of a prompt see, if one of them has a place.
+      keyframes: weights that change in time, if there are any.
     """
 
     key: jax.Array
@@ -97,6 +106,9 @@ class Problem(NamedTuple):
     border_colour: jax.Array | None
     aesthetic_head: jax.Array | None
     prior_condition: jax.Array | None
+    custom_weights: jax.Array | None = None
+    views: Views | None = None
+    keyframes: Keyframes | None = None
 
 
 class State(NamedTuple):
@@ -233,6 +245,8 @@ def objective(perceptors, config: StaticConfig, variables: Variables, problem: P
     drawer_key, cuts_key = jax.random.split(jax.random.fold_in(problem.key, state.step))
     tau = get_temperature(problem.hparams, state.step)
     context = Context(config.size, variables.drawer, tau, drawer_key)
+    if problem.keyframes is not None:
+        problem = problem._replace(weights=weights_at(problem.keyframes, state.step))
 
     def render(z):
         return _render_with_overlay(config.drawer, context, problem.overlay, z)
@@ -271,50 +285,80 @@ def _clip_losses(
     perceptor: Perceptor, config: StaticConfig, clip, problem: Problem, index: int, x, key, with_score: bool
 ):
     """Computes the prompt loss and the aesthetic score, averaged over cutouts."""
-    # Cutouts are numbered over all CLIPs: each CLIP sees its own.
-    numbers = index * config.cuts + jnp.arange(config.cuts)
+    # Cutouts are numbered over all CLIPs and views: each CLIP sees its own, of each view as many.
+    views = 1 if problem.views is None else len(problem.views.masks)
+    numbers = index * views * config.cuts + jnp.arange(views * config.cuts)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
+    is_wide = view = None
+    if config.wide:  # the first ones of each view
+        is_wide = jnp.arange(views * config.cuts) % config.cuts < jnp.round(problem.hparams["wide"] * config.cuts)
+    if problem.views is not None:
+        view = jnp.repeat(jnp.arange(views), config.cuts)
 
-    def sums_over(x, keys):
-        u = _encode_cutouts(perceptor, config, clip, problem.hparams, x, keys)  # [m, d]
+    def sums_over(x, cuts):
+        """Sums over cutouts of one view."""
+        keys, is_wide, view = cuts
+        weights, box = problem.weights, None
+        if view is not None:
+            mask, box, parts, whole = jax.tree.map(lambda values: values[view[0]], problem.views)
+            x, weights = cutouts.GREY + mask[..., None] * (x - cutouts.GREY), weights * parts
+        u = _encode_cutouts(perceptor, config, clip, problem.hparams, x, keys, is_wide, box)  # [m, d]
         v = problem.targets[index]  # [P, d]
         shape = (u.shape[0], *v.shape)
         distance = losses.spherical_distance(jnp.broadcast_to(u[:, None], shape), jnp.broadcast_to(v[None], shape))
-        prompt_loss = losses.prompt_loss(distance, problem.weights[None], problem.stops[None])
+        prompt_loss = losses.prompt_loss(distance, weights[None], problem.stops[None])
         head = problem.aesthetic_head
         score = jnp.sum(u @ head[:-1] + head[-1]) if with_score else jnp.zeros(())
-        return jnp.sum(prompt_loss), score
+        return jnp.sum(prompt_loss), score if view is None else whole * score
 
+    cuts = (keys, is_wide, view)
+    micro_batches = jax.tree.map(lambda x: x.reshape(-1, config.micro_cuts), cuts)
     if config.micro_cuts == config.cuts:
-        sums = sums_over(x, keys)
+        by_view = jax.vmap(sums_over, in_axes=(None, 0))
+        sums = sums_over(x, cuts) if view is None else jax.tree.map(jnp.sum, by_view(x, micro_batches))
     else:
         # Rematerialisation keeps the activations of one micro-batch at a time.
-        sums_with_remat = jax.checkpoint(lambda x, keys: sums_over(x, keys))
+        sums_with_remat = jax.checkpoint(lambda x, cuts: sums_over(x, cuts))
 
-        def body(sums, keys):
-            return jax.tree.map(jnp.add, sums, sums_with_remat(x, keys)), None
+        def body(sums, cuts):
+            return jax.tree.map(jnp.add, sums, sums_with_remat(x, cuts)), None
 
-        micro_batches = keys.reshape(config.cuts // config.micro_cuts, config.micro_cuts)
         sums, _ = jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), micro_batches)
     return jax.tree.map(lambda s: s / config.cuts, sums)
 
 
-def _encode_cutouts(perceptor: Perceptor, config: StaticConfig, clip, hparams, image, keys) -> Float[Array, "m d"]:
-    """Embeds random cutouts of an image as unit vectors, one per key."""
+def _encode_cutouts(
+    perceptor: Perceptor, config: StaticConfig, clip, hparams, image, keys,
+    is_wide: Bool[Array, "m"] | None, box: Float[Array, "4"] | None,
+) -> Float[Array, "m d"]:  # fmt: skip
+    """Embeds random cutouts of an image as unit vectors, one per key.
+
+    Args:
+      is_wide: which cutouts are wide; None: none of them.
+      box: top, left, height and width of the part of the image that is seen; None: the whole image.
+    """
     pooled = cutouts.pool(image, perceptor.size) if config.cut_method == "pooling" else None
 
-    def make_cutout(key):
+    shape = image.shape[:2] if box is None else (box[2], box[3])
+
+    def make_cutout(key, is_wide):
         crop_key, augment_key = jax.random.split(key)
-        if pooled is None:
-            square = cutouts.sample_square(crop_key, image.shape[:2], perceptor.size, hparams)
-            cutout = cutouts.crop(image, *square, perceptor.size)
-        else:
+        if pooled is not None:
             cutout = pooled
+        else:
+            square = cutouts.sample_square(crop_key, shape, perceptor.size, hparams)
+            if is_wide is not None:
+                wide = cutouts.sample_wide_square(crop_key, shape, hparams)
+                square = [jnp.where(is_wide, a, b) for a, b in zip(wide, square, strict=True)]
+            if box is not None:
+                square = [square[0] + box[0], square[1] + box[1], square[2]]
+            crop = cutouts.crop if is_wide is None else cutouts.crop_on_paper
+            cutout = crop(image, *square, perceptor.size)
         return augment.augment(augment_key, cutout, hparams, config.augmentations)
 
     if config.split == "cuts":
         keys = jax.lax.with_sharding_constraint(keys, P("batch"))
-    cuts = jax.vmap(make_cutout)(keys)
+    cuts = jax.vmap(make_cutout)(keys, is_wide)
     if config.split == "cuts":
         cuts = jax.lax.with_sharding_constraint(cuts, P("batch"))
     mean, std = (jnp.asarray(a, jnp.float32)[None, None, None] for a in (perceptor.mean, perceptor.std))
@@ -333,7 +377,10 @@ def _image_losses(config: StaticConfig, problem: Problem, z, x):
         "edge": lambda: hparams["edge"] * losses.border_loss(x, problem.border_colour, hparams["edge_width"]),
         "palette": lambda: hparams["palette_weight"] * losses.palette_loss(x, problem.palette),
     }
-    return sum((term() for name, term in terms.items() if name in config.terms), jnp.zeros(()))
+    total = sum((term() for name, term in terms.items() if name in config.terms), jnp.zeros(()))
+    if config.custom_losses:
+        total = total + problem.custom_weights @ jnp.stack([loss(x[None])[0] for loss in config.custom_losses])
+    return total
 
 
 def _mean_squares(z: Parameters, start: Parameters) -> Float[Array, ""]:

@@ -26,9 +26,10 @@ def make_words(values: Values) -> list[str]:
 
 
 def run(models: Models, values: Values, job: Job) -> Result:
-    """Paints by `vqgan-jax paint`. Raises UserError for a prompt with a part `image=FILE`: files are the server's."""
-    if any(part.kind == "image" for part in parse_scene(values["prompt"])):
-        raise UserError("the prompt has a part image=FILE, which names a file of this machine: paint it on the command line")
+    """Paints by `vqgan-jax paint`. Raises UserError for a prompt that names a file: files are the server's."""
+    files = [file for part in parse_scene(values["prompt"]) for file in part.files]
+    if files:
+        raise UserError(f"the prompt names {files[0]}, a file of this machine: paint it on the command line")
     file = job.folder / "painting.png"
     arguments = parse(cli.make_parser(), _make_words(values, str(file))[1:])
 

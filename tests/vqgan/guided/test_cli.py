@@ -272,4 +272,4 @@ def test_help_lists_every_option(capsys):
     from vqgan_jax.guided.options import FIELDS
 
     flags = set(re.findall(r"--[a-z-]+", text))
-    assert not {f"--{name.replace('_', '-')}" for name in FIELDS} - flags
+    assert not {guided_cli._flag(name) for name in FIELDS} - flags

@@ -48,6 +48,27 @@ def test_squares_lie_in_the_picture_and_have_the_expected_sizes(least, power, sm
     assert left.max() > 18 and left.min() < 1
 
 
+def test_a_wide_cut_shows_the_whole_picture_on_grey_paper():
+    def weights(length: int, start: float, side: float) -> np.ndarray:
+        """A triangle that only what is in the picture has a part of; without a part where the centre is outside."""
+        inside = [-0.5 <= start + (i + 0.5) * side / 6 - 0.5 <= length - 0.5 for i in range(6)]
+        rows = np.zeros((6, length))
+        for i in np.flatnonzero(inside):
+            rows[i] = triangle(length, start + i * side / 6, side / 6, 1)
+        return rows
+
+    top, left, side = -7.0, -3.5, 28.0
+    actual = jax.jit(cutouts.crop_on_paper, static_argnums=4)(IMAGE, top, left, side, 6)
+    rows, columns = weights(12, top, side), weights(20, left, side)
+    expected = 0.5 + np.einsum("yr,xc,rck->yxk", rows, columns, IMAGE - 0.5)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    assert (np.asarray(actual)[0] == 0.5).all() and (np.asarray(actual)[3] != 0.5).any()
+    sample = functools.partial(cutouts.sample_wide_square, shape=(12, 20), hparams={"wide_side": np.float32(1.5)})
+    top, left, side = map(np.asarray, jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 2000)))
+    assert 20 <= side.min() < 20.1 and 29.9 < side.max() <= 30 and side.mean() == pytest.approx(25, rel=0.01)
+    assert (top <= 0).all() and (left <= 0).all() and (top + side >= 11.999).all() and (left + side >= 19.999).all()
+
+
 def test_a_picture_smaller_than_clips_is_one_crop():
     hparams = {"cut_min": np.float32(0), "cut_power": np.float32(1)}
     assert [float(x) for x in cutouts.sample_square(jax.random.key(1), (16, 16), 224, hparams)] == [0.0, 0.0, 16.0]

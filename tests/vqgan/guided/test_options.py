@@ -10,9 +10,9 @@ from vqgan_jax.guided import options as lib
 
 TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
-    prior_weight sparsity"""
+    prior_weight sparsity wide wide_side"""
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
-    overlay prior prior_text drawer drawer_options"""
+    overlay prior prior_text drawer drawer_options losses"""
 FREE = "quality save_every memory micro_cuts remat"
 
 
@@ -80,6 +80,14 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"aesthetic_weight": 2.0}, "aesthetic_weight = 2.0 has no effect: give aesthetic"),
         ({"memory": 1.0, "micro_cuts": 4}, "micro_cuts = 4 beside memory"),
         ({"memory": 1.0, "remat": True}, "remat = True beside memory"),
+        ({"losses": ("horizon",)}, "losses: 'horizon' is not a loss; it must be 'module:function'"),
+        ({"losses": ("m:f:much",)}, "losses: 'm:f:much' is not a loss"),
+        ({"losses": ("m:f:0",)}, "losses: 'm:f:0' has a weight without effect"),
+        ({"losses": "m:f"}, "losses = 'm:f' is of type str; it must be of type tuple"),
+        ({"wide_side": 2.0}, "wide_side = 2.0 has no effect: give wide"),
+        ({"wide": 0.01, "cuts": 8}, "wide = 0.01 of 8 cutouts is none; it must be at least 0.125"),
+        ({"wide": 0.5, "cut_method": "pooling"}, "wide = 0.5: cut_method = pooling always shows the whole picture"),
+        ({"wide": 1.0, "cut_power": 2.0}, "wide = 1 makes all cutouts wide: cut_power has no effect"),
         ({"cuts": 8, "micro_cuts": 3}, "micro_cuts = 3 does not divide cuts = 8"),
     ],
 )
@@ -111,7 +119,8 @@ def test_a_scale_that_changes_nothing_is_refused():
 def test_a_group_without_effect_is_absent():
     options = lib.resolve({})
     absent = {name for name in lib.GROUPS if getattr(options, name) is None}
-    assert absent == {"drawing", "start", "probabilities", "rate_decay", "border", "palette", "aesthetic", "prior"}
+    expected = "drawing start probabilities rate_decay border palette aesthetic prior custom_losses wide_cuts"
+    assert absent == set(expected.split())
     assert lib.resolve({"cut_method": "pooling"}).crops is None
     # Options of an absent group may be stated at their defaults.
     assert lib.resolve({"edge_width": 0.1, "temperature": 1, "cut_method": "pooling", "cut_power": 1.0}).border is None
@@ -120,7 +129,7 @@ def test_a_group_without_effect_is_absent():
 
 def test_options_keep_their_names():
     # They are arguments, flags, keys of config files and of metadata: earlier PNGs name them, too.
-    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 49
+    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 52
     assert lib.FIELDS.keys() - lib.TRACED == set(STATIC.split()) | set(FREE.split())
     assert set(lib.FREE) == set(FREE.split())
 

@@ -3,6 +3,7 @@ and resumed."""
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -221,6 +222,11 @@ def test_a_resumed_painting_is_the_uninterrupted_one(vq, clip, plain, tmp_path):
             guided.paint(vq, clip, PROMPT, resume_from=state, **{"seed": 3} | FEW | changes)
     with np.load(state) as arrays:
         saved = dict(arrays)
+    about = json.loads(str(saved["about"]))
+    for name in ("drawer", "drawer_options", "sparsity", "prior", "prior_weight", "prior_text", "losses"):
+        del about["options"][0][name]  # of a version without drawers, priors and a user's own losses
+    np.savez(state, **saved | {"about": json.dumps(about)})
+    np.testing.assert_array_equal(guided.paint(vq, clip, PROMPT, seed=3, resume_from=state, **FEW).latents, plain.latents)
     for damage, words in (({"leaf0": np.zeros((1, 2))}, "leaf0 of another"), ({"losses": np.zeros(3)}, "losses of another")):
         np.savez(state, **saved | damage)
         with pytest.raises(LoadError, match=f"is not a state of this painting: {words} shape"):
@@ -412,6 +418,17 @@ def test_weights_of_clips_are_a_list_of_numbers():
     for odd in (1.0, "ab", ["a"], [[1.0]]):
         with pytest.raises(ConfigError, match="it must be a list of numbers"):
             targets.resolve_clip_weights(odd, 1)
+
+
+def test_wide_cuts_are_beside_the_other_ones(clip):
+    # Side 1 of a square picture: a wide cut is the whole picture. Cuts that are not wide are those of a painting without.
+    few = SIMPLE | {"steps": 1, "drawer": "pixel", "size": (16, 16)}
+    settings = [{"wide": 0.0}, {"wide": 0.5}, {"wide": 1.0}]
+    many = functools.partial(guided.paint_many, None, clip, [SCENE], **few)
+    painted = many(settings=settings, wide_side=1.0, micro_cuts=4).losses[0, 0, :, 0]
+    zoomed, whole = many(settings=[{}, {"cut_min": 1.0}]).losses[0, 0, :, 0]
+    np.testing.assert_allclose(painted[[0, 2]], [zoomed, whole], rtol=1e-5)
+    assert min(zoomed, whole) != pytest.approx(painted[1], rel=1e-4)
 
 
 def test_a_cut_power_without_effect_is_refused(vq, clip, other_clip):

@@ -1,0 +1,92 @@
+"""Size of the picture, its overlay and its start."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from train_jax.errors import ConfigError
+from train_jax.options import option
+from vqgan_jax.guided.options.group import Group, traced_option
+
+ASPECTS = {"square": "1:1", "widescreen": "16:9", "portrait": "2:3"}
+INIT_NOISES = ("pixels", "gradient", "fractal", "plain")
+IMAGE_OPTIONS = ("init_image", "overlay")
+
+_ImageSource = str | Path | Image.Image | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas(Group):
+    """Image size and overlay"""
+
+    excludes = {"size": ("aspect", "scale")}
+
+    size: tuple[int, int] | None = option(
+        None, "(height, width) in pixels; default: the VQGAN's training size, or twice CLIP's", least=1
+    )
+    aspect: str | None = option(None, "aspect ratio at constant area: width:height, square, widescreen or portrait")
+    scale: float = option(1.0, "factor on the sides of the default size", above=0)
+    overlay: _ImageSource | None = option(None, "image with transparency (a PNG) that is composited over the result")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.aspect is not None:
+            parse_aspect_ratio(self.aspect)
+
+    def image_size(self, default_size: int, factor: int) -> tuple[int, int]:
+        """Computes height and width in pixels. Raises ConfigError for sizes that are not multiples of `factor`.
+
+        Args:
+          default_size: side of the VQGAN's training images, or the default side of other drawers.
+          factor: number that must divide both sides: the downsampling factor of the VQGAN, or a drawer's.
+        """
+        if self.size is not None:
+            if any(side % factor for side in self.size):
+                near = " x ".join(str(max(factor, round(side / factor) * factor)) for side in self.size)
+                raise ConfigError(
+                    f"size = {self.size[0]} x {self.size[1]}: both sides must be divisible by {factor}, the "
+                    f"downsampling factor of this VQGAN or drawer; {near} is near"
+                )
+            return self.size
+        width, height = parse_aspect_ratio(self.aspect or "square")
+        ratio = math.sqrt(width / height)
+
+        def round_to_codes(side: float | int) -> tuple[int, int]:
+            height, width = (max(factor, round(x / factor) * factor) for x in (side / ratio, side * ratio))
+            return height, width
+
+        size = round_to_codes(default_size * self.scale)
+        if self.scale != 1 and size == round_to_codes(default_size):
+            raise ConfigError(
+                f"scale = {self.scale:g}: rounded to {'codes of ' if factor > 1 else ''}{factor} pixels, the size stays "
+                f"{size[0]} x {size[1]}; choose a larger change, or set size"
+            )
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Start(Group):
+    """Initial image (default: random codes)"""
+
+    needs = {"init_image": (), "init_noise": ()}
+    excludes = {"init_image": ("init_noise",)}
+
+    init_image: _ImageSource | None = option(None, "initial image")
+    init_noise: str | None = option(None, "kind of a generated initial image; plain is light grey", choices=INIT_NOISES)
+    init_weight: float = traced_option(0.0, "weight of the latents' squared distance to the initial latents", least=0)
+    init_pixels: float = traced_option(0.0, "weight of the pixels' squared distance to the initial image", least=0)
+
+
+def parse_aspect_ratio(text: str) -> tuple[float, float]:
+    """Parses an aspect ratio to relative width and height. Raises ConfigError for invalid strings."""
+    sides = ASPECTS.get(text, text).split(":")
+    try:
+        width, height = map(float, sides)
+    except ValueError:
+        width = height = 0.0
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise ConfigError(f"aspect = {text!r}; it must be {', '.join(ASPECTS)}, or WIDTH:HEIGHT such as 16:9")
+    return width, height
