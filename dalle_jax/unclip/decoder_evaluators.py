@@ -23,6 +23,7 @@ from train_jax.data.images import Preprocess
 from train_jax.errors import ConfigError, in_float32
 from train_jax.options import option
 from train_jax.pictures import image_grid
+from vqgan_jax.stage2.sampling import first_samples
 
 _MAX_SHOWN = 16  # columns of a grid
 
@@ -124,7 +125,7 @@ def _make_painter(model: EvaluatedDecoder, options: ConfigDict, context, prompts
     decoder, n = _Decoder(model, options, context), options.n
     rows = np.repeat(np.arange(len(prompts)), n)
     ids = model.frozen.tokenizer.encode(prompts)[rows]
-    seeds = make_seeds(prompts, [0] * len(prompts), n, options.seed).reshape(-1, 3)
+    seeds = make_seeds(prompts, first_samples(prompts, n), n, options.seed).reshape(-1, 3)
 
     def draw_part(indices: np.ndarray) -> np.ndarray:
         return model.loaded_prior.draw(

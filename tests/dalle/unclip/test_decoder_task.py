@@ -1,7 +1,10 @@
 """The tasks of decoder and upsampler: losses by hand, dropped conditions, what they learn, evaluators, FLOPs."""
 
+import functools
 import json
 import shutil
+from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ import clip_jax
 import train_jax
 from clip_jax.clip import Clip
 from clip_jax.options import CLIPOptions, TextOptions
-from dalle_jax.unclip import decoder_task, upsampler_task
+from dalle_jax.unclip import decoder_evaluators, decoder_task, upsampler_task
 from dalle_jax.unclip.context import Context
 from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.flops import unet_flops
@@ -152,6 +155,28 @@ class FakeContext:
 
     def source_of(self, options):
         return sources.from_config(self.config.data, split="test[:20]")
+
+
+def test_a_repeated_prompt_is_another_sample(monkeypatch):
+    """As in a call of `imagine`: the number of a sample is that of its prompt's repetition."""
+
+    class Seeds:
+        def __init__(self, model, options, context):
+            pass
+
+        def decode(self, params, extra, rows, make_example):
+            return np.stack([make_example(row, None)["seeds"] for row in rows])[:, None, None].astype(np.uint8)
+
+    monkeypatch.setattr(decoder_evaluators, "_Decoder", Seeds)
+    prior = SimpleNamespace(build=lambda: SimpleNamespace(timesteps=100))
+    drawn = SimpleNamespace(draw=lambda ids, seeds, **options: seeds.copy())
+    tokenizer = SimpleNamespace(encode=lambda texts: np.zeros((len(texts), 3), np.int32))
+    model = mock.Mock(decoder_evaluators.EvaluatedDecoder)
+    model.prior, model.loaded_prior, model.frozen = prior, drawn, SimpleNamespace(tokenizer=tokenizer)
+    options = {"n": 2, "seed": 5, "prior_guidance": 1.0, "prior_steps": 10, "candidates": 1, "batch_size": 4}
+    factory = functools.partial(decoder_evaluators._make_painter, model, ConfigDict(options), None)
+    seeds = factory(["a", "b", "a"])(None, None)[:, :, 0, 0]
+    assert seeds[..., 2].tolist() == [[0, 1], [0, 1], [2, 3]] and np.all(seeds[0, :, 1] == seeds[2, :, 1])
 
 
 def test_a_prior_for_another_clip_is_refused(tiny_decoder, tmp_path):
