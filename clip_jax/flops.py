@@ -135,7 +135,7 @@ def _mci_flops(options: CLIPOptions) -> int:
         mixer = conv_flops(side, side, 3, 1, width)
         if stage == last:
             total += conv_flops(side, side, 7, 1, width)
-            mixer = transformer_flops(side**2, width, 1, 0)
+            mixer = transformer_flops(side**2, width, 1, 0.0)
         mlp = 2 * dense_flops(side**2, width, MLP_RATIO * width)
         total += blocks * (mixer + conv_flops(side, side, 7, 1, width) + mlp)
     total += conv_flops(side, side, 3, 1, 2 * width) + 2 * dense_flops(1, 2 * width, width // 8)

@@ -189,5 +189,5 @@ def _load_t5(folder: str) -> tuple[Any, Any]:
 
     try:
         return AutoTokenizer.from_pretrained(folder), T5EncoderModel.from_pretrained(folder).eval().float()
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{folder} holds no T5 of transformers ({error})") from error

@@ -69,7 +69,7 @@ def fold(tensors: Mapping[str, Any], image: Mapping, where: str) -> dict[str, An
     try:
         return _Folding(tensors).apply(image["layers"])
     except KeyError as error:
-        raise LoadError(f"{where} lacks {error}") from error
+        raise LoadError(f"{where} lacks tensor(s), first of them {error}") from error
 
 
 class _Folding:

@@ -63,7 +63,7 @@ def test_flops_of_a_convnext():
 
 
 def test_flops_of_an_mci():
-    image = {"tower": "mci", "size": 128, "width": 16, "layers": (1, 1, 2, 1)}
+    image = {"tower": "mci", "width": 64, "layers": (1, 1, 2, 1)}
     options, expected = counted(image, "encode_image")
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
 

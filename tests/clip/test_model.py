@@ -281,7 +281,7 @@ def test_tensor_and_fsdp_really_split_the_kernels(scan):
         ({"image": {"rope": "rows_first", "heads": 8}}, "makes heads of 2; rope needs a multiple of 4"),
         ({"image": {"proj": False, "proj_bias": True}}, "proj_bias and proj_hidden need config.model.image.proj"),
         ({"image": {"tower": "convnext", "size": 32, "layers": (1, 1)}}, "a convnext has four stages"),
-        ({"image": {"tower": "mci", "width": 12}}, "width = 12 must be a multiple of 8 with an mci"),
+        ({"image": {"tower": "mci", "size": 32, "width": 12}}, "width = 12 must be a multiple of 8 with an mci"),
         ({"text": {"proj": False}}, "embed_dim = 12 must be text.width = 16"),
         ({"text": {"eps": -1.0}}, "eps = -1"),
         ({"image": {"stem": "mbconv", "patch": 8}}, "stem = 'mbconv' needs patch = 16"),
