@@ -142,8 +142,9 @@ def test_texts_are_short_and_never_name_files(title, models):
 
 
 def test_a_painting_reads_no_file_of_the_server(models):
-    assert "image=FILE" in error_of("Paint", models, prompt="a star | image=/etc/passwd")
-    assert "image=FILE" in error_of("Paint", models, prompt="image=pictures/1.png:0.5")
+    for part in ("image=/etc/passwd", "image=/etc/passwd:0.5", "direction=/etc/passwd", "a ring:mask=/etc/passwd"):
+        error = error_of("Paint", models, prompt=f"a star | {part}")
+        assert "the prompt names /etc/passwd, a file of this machine: paint it on the command line" in error
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,7 @@ def test_taming_checkpoints_that_cannot_be_opened_say_why(tmp_path):
     ("text", "words"),
     [
         ("z_channels: 8", "lacks 'z_channels'"),
+        ("in_channels: 3", "ddconfig has other; what is understood: "),
         ("n_embed: 24", "lacks 'n_embed'"),
         ("double_z: false", "double_z = True; only False"),
         ("dropout: 0.0", "tanh_out = True; only False"),
@@ -255,6 +256,7 @@ def test_taming_configurations_that_mean_another_model_are_refused(text, words, 
     assert text in config
     instead = {"double_z: false": "double_z: true", "dropout: 0.0": "tanh_out: true", "ch: 32": "ch: wide"}
     instead["embed_dim: 4"] = "embed_dim: 4\n    remap: used.npy"
+    instead["z_channels: 8"] = ""
     (folder / "last.yaml").write_text(config.replace(text, instead.get(text, "other: 1")))
     with pytest.raises(LoadError, match=words):
         vqgan_jax.load(folder / "last.ckpt")

@@ -45,7 +45,7 @@ PROMPTS = (
     "fox, in glossy 3D",
 )
 
-DRAWN = {"top_p": 0.9, "guidance": 3.0}  # options of the sampling
+DRAWN = {"top_p": 0.9, "temperature": 0.7, "guidance": 1.0}  # options of the sampling
 
 PAINTED = ("red apple", "sunflower", "owl", "pineapple", "mushroom", "octopus")
 PAINTING = {"steps": 300, "cuts": 8, "init_noise": "plain", "init_pixels": 1.0, "cut_min": 0.6, "jitter": 0.0}
