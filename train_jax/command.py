@@ -81,7 +81,7 @@ def run_command(program: str, arguments: argparse.Namespace, again: str = "") ->
 
 
 def exit_code(program: str, work: Callable[[], None], again: str) -> int:
-    """Does the work of a program without subcommands and returns its exit code, as `run_command` does.
+    """Does the work of a program and returns its exit code: 0, 2 for a user error, or that of a signal.
 
     Args:
       program: name of the program for messages.
@@ -138,7 +138,6 @@ def run_demo(argv: list[str] | None, module: str, text: str, family: str | None,
         result of `open_demo`.
     """
     from train_jax import config_file
-    from train_jax.data.errors import USER_ERRORS
 
     demo_parser = argparse.ArgumentParser(f"python -m {module}", description=text)
     demo_parser.add_argument("--data", default="shapes", choices=DEMOS, help="what is shown (default shapes)")
@@ -148,20 +147,13 @@ def run_demo(argv: list[str] | None, module: str, text: str, family: str | None,
     arguments = demo_parser.parse_args(expand_home(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     demo = open_demo(arguments.data)
-    try:
+
+    def work() -> None:
         configs = ()
         if family is not None:
             name = arguments.config or demo.CONFIGS[family]
             configs = (config_file.load(name),)
             _check_demo_config(*configs, name, family, arguments.data)
         run(demo, *configs, Path(arguments.workdir or demo.RUNS))
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        print(f"python -m {module}: interrupted; repeat the command to continue", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(f"python -m {module}", work, "repeat the command to continue")
