@@ -44,13 +44,14 @@ def run(demo: ModuleType, config: ConfigDict, workdir: Path) -> dict[str, float]
     """Trains the CLIP of `config`, writes the images and the page of a demo, and returns the metrics."""
     start = time.monotonic()
     workdir.mkdir(parents=True, exist_ok=True)
-    for name, options in config_lib.fill(config).evals.items():
+    filled = config_lib.fill(config)
+    for name, options in filled.evals.items():
         if options.type == "hits" and options.every:
             sheet = workdir / "clip" / "samples" / f"{options.every:08d}-{name}-hits.png"
             log.info("what it finds after %d updates, and every %d from then on: %s", options.every, options.every, sheet)
     metrics = train_jax.run(config, workdir / "clip").last_evaluations("top1", "r1", "all")
     clip = load(workdir / "clip")
-    data = config_lib.fill(config).data
+    data = filled.data
     truth = write_images(demo.make_images(data), workdir / "images")
     meta = read_meta(workdir / "index")
     if meta is not None and meta["fingerprint"] != clip.fingerprint:
