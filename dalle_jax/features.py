@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int
 
-from train_jax import paths
 from train_jax.data import files
 from train_jax.data.errors import BrokenSample
 from vqgan_jax.stage2.condition import Tokens
@@ -132,7 +130,7 @@ class FeatureCaptions:
         if isinstance(condition, np.ndarray):
             return condition
         if isinstance(condition, str | os.PathLike) and os.fspath(condition).endswith(_SUFFIXES):
-            return _read_array(condition)
+            return files.read_array(condition)
         if not isinstance(condition, str):
             raise ValueError(f"a prompt must be a text, an array of features or its file, not {type(condition).__name__}")
         if not (self.t5 and Path(self.t5).is_dir()):
@@ -142,20 +140,6 @@ class FeatureCaptions:
                 f"last_hidden_state [tokens, {self.features}] without padding"
             )
         return encode_text(self.t5, condition, self.length)
-
-
-def _read_array(file: str | os.PathLike) -> np.ndarray:
-    """Reads the only array of an `.npy` or `.npz` file. Raises ValueError for other content."""
-    try:
-        with paths.path(file).open("rb") as stream:
-            content = np.load(io.BytesIO(stream.read()), allow_pickle=False)
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} could not be read: {error}") from error
-    if isinstance(content, np.ndarray):
-        return content
-    if len(content.files) != 1:
-        raise ValueError(f"{file} holds the arrays {', '.join(content.files) or 'none'}; it must be one array of features")
-    return content[content.files[0]]
 
 
 def encode_text(folder: str, text: str, length: int) -> Float32[np.ndarray, "tokens features"]:

@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import io
 import logging
 import os
 import time
@@ -78,6 +79,19 @@ def read_arrays(file: str | os.PathLike, names: Sequence[str]) -> dict[str, np.n
                 return {name: arrays[name] for name in names}
         except Exception as error:  # zip, zlib, tokenize and NumPy raise various classes
             raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def read_array(file: str | os.PathLike) -> np.ndarray:
+    """Reads the array of an .npy file, or the only one of an .npz file. Raises ValueError if that fails."""
+    try:
+        content = np.load(io.BytesIO(paths.path(file).read_bytes()), allow_pickle=False)
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} could not be read: {error}") from error
+    if isinstance(content, np.ndarray):
+        return content
+    if len(content.files) != 1:
+        raise ValueError(f"{file} holds the arrays {', '.join(content.files) or 'none'}; it must hold one")
+    return content[content.files[0]]
 
 
 def read_lines(file: str | os.PathLike) -> list[str]:

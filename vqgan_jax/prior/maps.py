@@ -6,7 +6,6 @@ A map has the size of the training images. Its tokens are the codes of a VQGAN o
 
 import dataclasses
 import functools
-import io
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from train_jax import paths
+from train_jax.data import files
 from vqgan_jax.model import Autoencoder
 from vqgan_jax.stage2.condition import Tokens
 
@@ -187,10 +186,7 @@ class MapCondition:
 
     def _read(self, condition: Any) -> np.ndarray:
         if isinstance(condition, str | os.PathLike):
-            try:
-                condition = np.load(io.BytesIO(paths.path(condition).read_bytes()), allow_pickle=False)
-            except (OSError, EOFError) as error:
-                raise ValueError(f"{condition} could not be read: {error}") from error
+            condition = files.read_array(condition)
         if not isinstance(condition, np.ndarray):
             raise ValueError(f"the condition must be a map, an array or its file .npy, not {condition!r}")
         return self.encoder.check(condition, self.size)
