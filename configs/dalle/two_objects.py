@@ -1,4 +1,4 @@
-"""What each change does for scenes of two objects: a sweep of `configs/dalle/shapes.py`, narrower and shorter.
+"""What each change does for scenes of two objects: a sweep of `configs/dalle/shapes.py`, in half of its updates.
 
     train-jax prepare shapes/32/train=100000
     train-jax sweep --config=configs/dalle/two_objects.py --workdir=runs/two-objects
@@ -25,10 +25,11 @@ WITHOUT = {
 
 def get_config() -> ConfigDict:
     c = shapes.get_config()
-    c.steps = 1500
-    c.model.update({"width": 128, "heads": 4})
+    c.steps = 2000
     c.codes = ConfigDict({"dir": "runs/two-objects-codes"})  # each VQGAN encodes each data set once for all runs
     del c.evals.novel
+    for evaluator in c.evals.values():
+        evaluator.every = 0
     return c
 
 

@@ -17,7 +17,7 @@ def outputs(tiny, tmp_path_factory, run_notebook):
     config.model = {"embed_dim": 8, "image": {"size": 16, "patch": 8, "width": 8, "depth": 1, "heads": 1}}
     config.model.text = {"context_length": 16, "width": 8, "depth": 1, "heads": 1}
     train_jax.run(config, clip)
-    return run_notebook("dalle.ipynb", DALLE_RUN=str(tiny[1]), CLIP_RUN=str(clip))
+    return run_notebook("dalle.ipynb", DATA="shapes", DALLE_RUN=str(tiny[1]), CLIP_RUN=str(clip))
 
 
 def test_the_notebook_loads_the_run_of_its_variable(outputs, tiny):
@@ -26,7 +26,7 @@ def test_the_notebook_loads_the_run_of_its_variable(outputs, tiny):
 
 
 @pytest.mark.parametrize(
-    "word, count", [("PROMPTS = [", 1), ("def sweep", 3), ("def complete", 1), ("drawn_right", 2), ("nearest = [", 1)]
+    "word, count", [("PROMPTS, DRAWN", 1), ("def sweep", 3), ("def complete", 1), ("drawn_right", 2), ("nearest = [", 1)]
 )
 def test_it_shows_what_it_talks_about(outputs, shown, word, count):
     shown(outputs, word, count)

@@ -19,7 +19,7 @@ def outputs(tiny, tmp_path_factory, run_notebook):
         "data": tiny[0].data.to_dict(),
     }
     train_jax.run(ConfigDict(config | {"model": {"classes": 80, "width": 8, "depth": 1, "heads": 1}}), prior)
-    return run_notebook("vqgan.ipynb", VQGAN_RUN=str(tiny[1]), PRIOR_RUN=str(prior))
+    return run_notebook("vqgan.ipynb", DATA="shapes", VQGAN_RUN=str(tiny[1]), PRIOR_RUN=str(prior))
 
 
 def test_the_notebook_loads_the_run_of_its_variable(outputs, tiny):
