@@ -8,7 +8,8 @@ Samples are drawn with the options of the demo, or of unCLIP with guidance 3, wh
 of the data decides whether a sample shows its prompt, and each part of it. `--clip` ranks samples; DALL-E's likelihood ranks
 them as well. `--judge` names a CLIP that took no part: "nearest" is the share of images whose thing is nearest among the
 things of all prompts, and the Frechet distance is that of its features of images and of true pictures of the prompts. True
-pictures themselves, measured alike, are the rows of model "true pictures".
+pictures themselves, measured alike, are the rows of model "true pictures". `--sheets` keeps the first sample of each of the
+first 64 prompts, as they come.
 
 `--sweep` measures temperatures and guidances, of unCLIP the guidances of prior and decoder, on so many prompts instead: the
 share of samples that are right, and their diversity, the root mean square pixel distance between two samples of a prompt.
@@ -23,6 +24,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,9 +39,11 @@ from train_jax import command, run_directory
 from train_jax.data import sources
 from train_jax.data.images import decode
 from train_jax.errors import UserError
+from train_jax.pictures import enlarged_grid, split_into_rows
 from vqgan_jax.distribution import frechet_distance
 from vqgan_jax.stage2.rerank import clip_scores
 
+SHOWN = 64  # samples on a sheet
 CHOICES = (1, 2, 4, 8, 16, 32)
 SWEPT = {"temperature": (0.0, 0.5, 0.8, 1.0), "guidance": (1.0, 2.0, 3.0, 5.0)}
 UNCLIP_TASK, UNCLIP_DRAWN = "dalle_jax.unclip.decoder_task", {"guidance": 3.0}
@@ -75,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=positive, default=256)
     parser.add_argument("--kinds", nargs="+", help="kinds of prompts (default: all of the data)")
     parser.add_argument("--samples", type=int, default=1, choices=CHOICES, help="samples per prompt (default 1)")
+    parser.add_argument("--sheets", metavar="FOLDER", type=Path, help="output folder of KIND.png, the first samples")
     parser.add_argument("--sweep", type=positive, help="measure sampling options on so many prompts")
     parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="options of `draw`")
 
@@ -134,6 +139,10 @@ def open_model(arguments: argparse.Namespace, drawn: dict):
 def measure(draw, prompts: Prompts, kind: str, arguments, options: dict, settings: dict, parts: dict) -> Iterator[Row]:
     """Grades samples by the reader and the judge, the first of each prompt and the best of n."""
     drawn = draw(list(prompts.texts), arguments.samples, progress=False, **options)
+    if arguments.sheets:
+        arguments.sheets.mkdir(parents=True, exist_ok=True)
+        sheet = enlarged_grid(split_into_rows(drawn.images[:SHOWN, 0], math.isqrt(SHOWN)))
+        sheet.save(arguments.sheets / f"{kind}.png")
     verdicts = prompts.grade(drawn.images)
     rankings = {}
     if arguments.clip:

@@ -401,6 +401,7 @@ class Painter:
         target_vectors, weights, stops = targets.embed_scenes(self.clips, [job.scene for job in self.jobs])
         init_images, init_latents = self._make_starts()
         overlay, palette, border, aesthetic = o.canvas.overlay, o.palette, o.border, o.aesthetic
+        is_guided = o.prior is not None and any(job.options.prior.prior_guidance != 1 for job in self.jobs)
 
         def repeat(x):
             return np.broadcast_to(x, (n, *x.shape))
@@ -424,7 +425,7 @@ class Painter:
             else repeat(targets.load_aesthetic_head(aesthetic.aesthetic, self.clips[0])),
             prior_condition=None
             if o.prior is None
-            else self.prior.encode([job.scene for job in self.jobs], o.prior.prior_text),
+            else self.prior.encode([job.scene for job in self.jobs], o.prior.prior_text, is_guided),
             views=views.make_views([job.scene for job in self.jobs], self.size, aesthetic is not None),
             keyframes=keyframes.make_keyframes([job.scene for job in self.jobs], o.schedule.steps),
             custom_weights=None

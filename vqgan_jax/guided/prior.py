@@ -45,19 +45,21 @@ class Prior:
     params: Mapping[str, Any]
     fingerprint: str
 
-    def encode(self, scenes: Sequence[Scene], with_text: bool) -> Int32[np.ndarray, "n c"]:
-        """Encodes the conditions of prompts: their first text of positive weight, or none.
+    def encode(self, scenes: Sequence[Scene], with_text: bool, is_guided: bool = False) -> Int32[np.ndarray, "n k c"]:
+        """Encodes the conditions of prompts: their first text of positive weight, or none; for guidance, both (k = 2).
 
         Raises ConfigError for a second stage that has no texts, and for a prompt without such a text.
         """
+        without = np.repeat(self.condition.null[None], len(scenes), axis=0)
         if not with_text:
-            return np.repeat(self.condition.null[None], len(scenes), axis=0)
+            return without[:, None]
         if self.condition.kind != "text":
             raise ConfigError(f"prior_text = True: the prior's condition is a {self.condition.kind}; it must be a DALL-E")
         texts = [[part.content for part in scene if part.kind == "text" and part.weight > 0] for scene in scenes]
         if not all(texts):
             raise ConfigError("prior_text = True: each prompt must have a text of positive weight, which the prior reads")
-        return self.condition.encode([first for first, *_ in texts])
+        conditions = self.condition.encode([first for first, *_ in texts])
+        return np.stack([conditions, without] if is_guided else [conditions], axis=1)
 
 
 def load(path: str, vq: Vqgan, size: tuple[int, int]) -> Prior:
@@ -96,13 +98,24 @@ def load(path: str, vq: Vqgan, size: tuple[int, int]) -> Prior:
 
 
 def mean_nats(
-    module: CodeTransformer, params: Mapping[str, Any], condition: Int[Array, "c"], probabilities: Float[Array, "h w k"]
+    module: CodeTransformer,
+    params: Mapping[str, Any],
+    condition: Int[Array, "k c"],
+    guidance: Float[Array, ""],
+    probabilities: Float[Array, "h w K"],
 ) -> Float[Array, ""]:
     """Computes the expected negative log-likelihood of a code, in nats, of codes with these probabilities.
 
     For one-hot probabilities it is the mean over the codes of `-log p(code | codes before it)`.
+
+    Args:
+      condition: tokens of the condition, and those of none if the likelihood is guided (k = 2).
+      guidance: factor of the difference to the logits without condition (arXiv 2207.12598), as in sampling.
     """
     codes = probabilities.reshape(1, -1, probabilities.shape[-1])
-    _, logits = module.apply({"params": params}, condition[None], codes)
+    _, logits = module.apply({"params": params}, condition, jnp.repeat(codes, len(condition), axis=0))
+    if len(condition) == 2:
+        conditional, unconditional = logits
+        logits = (unconditional + guidance * (conditional - unconditional))[None]
     log_p = jax.nn.log_softmax(logits[..., module.code_offset :])
     return -jnp.mean(jnp.sum(codes * log_p, axis=-1))

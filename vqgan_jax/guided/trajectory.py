@@ -87,7 +87,7 @@ class Problem(NamedTuple):
       palette: colours [k, 3].
       border_colour: RGB colour [3].
       aesthetic_head: weight and bias [d + 1].
-      prior_condition: tokens [c] of the prior's condition.
+      prior_condition: tokens [k, c] of the prior's condition, and of none if k = 2.
       custom_weights: weights [k] of the custom losses.
       views: what the parts of a prompt see, if one of them has a place.
       keyframes: weights that change in time, if there are any.
@@ -269,7 +269,8 @@ def objective(perceptors, config: StaticConfig, variables: Variables, problem: P
         codes = config.drawer.probabilities(state.z, context, spacing)
         # The likeliest image shows nothing: with the whole weight from the first step on, nothing would ever appear.
         weight = problem.hparams["prior_weight"] * state.step / problem.hparams["steps"]
-        total = total + weight * mean_nats(config.prior, params, problem.prior_condition, codes)
+        guidance = problem.hparams["prior_guidance"]
+        total = total + weight * mean_nats(config.prior, params, problem.prior_condition, guidance, codes)
     if "sparsity" in config.terms:
         total = total + problem.hparams["sparsity"] * config.drawer.regularise(state.z, context)
     return total + _image_losses(config, problem, state.z, x)

@@ -10,7 +10,7 @@ from vqgan_jax.guided import options as lib
 
 TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
-    prior_weight sparsity wide wide_side"""
+    prior_weight prior_guidance sparsity wide wide_side"""
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
     overlay prior prior_text drawer drawer_options losses"""
 FREE = "quality save_every memory micro_cuts remat"
@@ -129,7 +129,7 @@ def test_a_group_without_effect_is_absent():
 
 def test_options_keep_their_names():
     # They are arguments, flags, keys of config files and of metadata: earlier PNGs name them, too.
-    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 52
+    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 53
     assert lib.FIELDS.keys() - lib.TRACED == set(STATIC.split()) | set(FREE.split())
     assert set(lib.FREE) == set(FREE.split())
 

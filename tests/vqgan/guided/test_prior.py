@@ -17,16 +17,22 @@ STILL = {"cut_min": 1.0, "flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective"
 STILL |= {"steps": 3, "save_every": 1, "cuts": 2, "prior": "of a test"}
 
 
-def compute_nats(second_stage, codes, text=None):
+def compute_logits(second_stage, codes, text=None):
+    """Computes the logits of each image's codes."""
+    return second_stage.logits(second_stage.condition.encode([text] * len(codes)), codes)[1]
+
+
+def compute_nats(logits, codes):
     """Computes the mean negative log-likelihood of each image's codes, in nats."""
-    _, logits = second_stage.logits(second_stage.condition.encode([text] * len(codes)), codes)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return -np.take_along_axis(log_p, codes.reshape(len(codes), 16, 1), axis=-1).mean(axis=(1, 2))
 
 
-@pytest.mark.parametrize("kind, with_text", [("straight", False), ("soft", False), ("straight", True)])
-def test_the_term_is_the_likelihood_of_the_codes(kind, with_text, vq, clip, second_stage, loaded):
-    changes = STILL | {"latents": kind, "prior_text": with_text}
+@pytest.mark.parametrize(
+    "kind, with_text, guidance", [("straight", False, 1.0), ("soft", False, 1.0), ("straight", True, 1.0), ("straight", True, 3.0)]
+)
+def test_the_term_is_the_likelihood_of_the_codes(kind, with_text, guidance, vq, clip, second_stage, loaded):
+    changes = STILL | {"latents": kind, "prior_text": with_text, "prior_guidance": guidance}
     settings = options.resolve_many(changes, [{"prior_weight": 0.0}, {"prior_weight": 0.5}])
     scene = parse_scene("noise:-0.1 | a blue moon | a red star")
     painter = painting.Painter(vq, clip, [painting.Job(scene, 0, o) for o in settings])
@@ -36,9 +42,11 @@ def test_the_term_is_the_likelihood_of_the_codes(kind, with_text, vq, clip, seco
         z = 60 * z  # certain codes
     state = painter.init_state(z)
     _, values = painter.advance(state._replace(step=jnp.full(2, 2, jnp.int32)), 1)
-    [expected], [other] = (compute_nats(second_stage, codes[None], text) for text in ("a blue moon", None))
-    assert abs(expected - other) > 0.01, "the text matters"
-    expected = expected if with_text else other
+    conditional, unconditional = (compute_logits(second_stage, codes[None], text) for text in ("a blue moon", None))
+    [other], [guided_by] = (compute_nats(x, codes[None]) for x in (unconditional, conditional))
+    assert abs(guided_by - other) > 0.01, "the text matters"
+    logits = unconditional + guidance * (conditional - unconditional) if with_text else unconditional
+    [expected] = compute_nats(logits, codes[None])
     np.testing.assert_allclose(values[1, 0] - values[0, 0], 0.5 * 2 / 3 * expected, rtol=1e-4)  # two of three steps done
 
 
@@ -47,7 +55,8 @@ def test_gradients_make_codes_likelier(vq, clip, second_stage, loaded):
         changes = STILL | {"steps": 30, "save_every": 30, "latents": kind}
         weights = [{"prior_weight": 0.0}, {"prior_weight": 1.0}]
         painted = guided.paint_many(vq, clip, ["a red star:0.01"], settings=weights, progress=False, **changes)
-        without, with_prior = compute_nats(second_stage, painted.codes[0, 0])
+        codes = painted.codes[0, 0]
+        without, with_prior = compute_nats(compute_logits(second_stage, codes), codes)
         assert with_prior < without - 0.3, kind
 
 
@@ -80,6 +89,8 @@ def test_what_cannot_be_a_prior(vq, clip, tmp_path, tiny):
         guided.paint(vq, clip, "a", prior=str(tiny[1]), **common)
     with pytest.raises(ConfigError, match="prior_weight = 0.5 has no effect: give prior"):
         guided.paint(vq, clip, "a", prior_weight=0.5, **common)
+    with pytest.raises(ConfigError, match="prior_guidance = 3 has no effect: give prior_text"):
+        guided.paint(vq, clip, "a", prior="a run", prior_guidance=3.0, **common)
 
 
 def test_a_prior_reads_texts_only_if_it_knows_texts(codes_prior):

@@ -83,6 +83,13 @@ class Prior(Group):
     prior_text: bool = option(
         False, "whether a DALL-E as prior reads the prompt (its first text), so that images of it are likely"
     )
+    prior_guidance: float = traced_option(
+        1.0, "guidance of the likelihood with prior_text; above 1, images that are likely because of the prompt", least=0
+    )
+
+    def __post_init__(self):
+        if self.prior_guidance != 1 and not self.prior_text:
+            raise ConfigError(f"prior_guidance = {self.prior_guidance:g} has no effect: give prior_text, or leave it out")
 
 
 def parse_colour(name: str) -> np.ndarray:
