@@ -26,6 +26,7 @@ WITHOUT = {
 def get_config() -> ConfigDict:
     c = shapes.get_config()
     c.steps = 2000
+    c.optim.schedule = "wsd"  # a cosine to 0 after 2,000 updates is low before the relation is learnt
     c.codes = ConfigDict({"dir": "runs/two-objects-codes"})  # each VQGAN encodes each data set once for all runs
     del c.evals.novel
     for evaluator in c.evals.values():
