@@ -1,4 +1,4 @@
-"""Command lines `vqgan-jax paint`, `vqgan-jax drawers` and `vqgan-jax direction`.
+"""Command lines `vqgan-jax paint`, `vqgan-jax drawers`, `vqgan-jax presets` and `vqgan-jax direction`.
 
 Arguments of a painting come from flags, a config file, or the metadata of a painted PNG.
 """
@@ -6,6 +6,7 @@ Arguments of a painting come from flags, a config file, or the metadata of a pai
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 from train_jax import arguments as arguments_lib
 from train_jax.errors import ConfigError, UserError
+from vqgan_jax.guided import curves, video
 from vqgan_jax.guided import options as options_lib
+from vqgan_jax.guided.options import presets
 
 EXAMPLES = """\
 examples:
@@ -21,31 +24,51 @@ examples:
   vqgan-jax paint "a castle" --vqgan DIR --clip DIR --size 256x384 --quality best --video castle.mp4 --out castle.png
   vqgan-jax paint @prompts.txt --vqgan DIR --clip DIR --n 2 --out grid.png --folder pictures
   vqgan-jax paint "a seed ^ a tree" --vqgan DIR --clip DIR --frames 60 --zoom 1.02 --video story.mp4 --out last.png
+  vqgan-jax paint "the sea" --vqgan DIR --clip DIR --frames 90 --zoom "1.02+0.01*sin(t)" --video sea.mp4 --out last.png
+  vqgan-jax paint "an oil painting" --vqgan DIR --clip DIR --steps 20 --video-in cat.mp4 --video painted.mp4 --out last.png
   vqgan-jax paint "a robot" --clip DIR --drawer grid --drawer-options cells=24,shape=hex,colours=black,red --out robot.png
   vqgan-jax paint "a sticker of a fox" --clip DIR --drawer strokes --drawer-options ground=transparent --out fox.png
+  vqgan-jax paint "a lighthouse" --clip DIR --preset stained-glass --out window.png
   vqgan-jax paint --repeat star.png --out again.png
   vqgan-jax paint --config options.yaml --lr 0.2 --out out.png
 
 A prompt is text:weight:stop | image=FILE:weight | noise=SEED:weight | direction=FILE:weight. A negative weight maximises
 the distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
 After them a part may have a place, :place=left half, :place=0.1,0.2,0.5,0.6 or :mask=FILE; a weight may have keyframes,
-(0:1, 100:0), which are steps and weights; and :from=STEP and :until=STEP say when a part begins and ends.
+(0:1, 100:0), which are steps and weights, or be an expression in an animation, (0.5+sound); :from=STEP and :until=STEP say
+when a part begins and ends.
 --drawer names what is optimised instead of a VQGAN's latents; vqgan-jax drawers lists all with their options.
 The same seed gives the same image. Every PNG contains its options as metadata, and --repeat reproduces it."""
 
 # Arguments besides the options of `guided.options`, with their defaults.
 _RUN_DEFAULTS = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "dtype": "auto", "seed": 0, "n": 1}
+def _parse_curve(text: str) -> float | str:
+    """Parses a number. Other texts are keyframes or expressions, which `guided.Motion` parses."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+_MOVES = ("zoom", "turn", "right", "down")
 _MOTION_OPTIONS = {
     "frames": (int, "number of frames of each scene; enables animation"),
     "frame_steps": (int, "number of optimisation steps per frame (default 10)"),
     "blend": (int, "number of frames of the cross-fade at the end of a scene (default 10, or all but one)"),
-    "zoom": (float, "magnification per frame (default 1)"),
-    "turn": (float, "rotation per frame in degrees, counter-clockwise (default 0)"),
-    "right": (float, "shift to the right per frame, as a fraction of the width (default 0)"),
-    "down": (float, "shift downwards per frame, as a fraction of the height (default 0)"),
+    "zoom": (_parse_curve, "magnification per frame (default 1)"),
+    "turn": (_parse_curve, "rotation per frame in degrees, counter-clockwise (default 0)"),
+    "right": (_parse_curve, "shift to the right per frame, as a fraction of the width (default 0)"),
+    "down": (_parse_curve, "shift downwards per frame, as a fraction of the height (default 0)"),
+    "loop": (int, "number of frames at the end that lead back to the first one (default 0: none)"),
+    "video_in": (str, "video, or folder of pictures, each of which is the start of a frame; enables animation"),
+    "pull": (float, "with --video-in, weight of the squared distance to the frame painted before (default 1)"),
+    "sound": (str, ".wav file, whose loudness at a frame expressions know as sound, in [0, 1]"),
+    "hold": (float, "with --video-in, weight of the squared distance to its picture (default 0)"),
 }
+_CURVES = """\
+zoom, turn, right and down are numbers, keyframes of frames "(0:1, 30:1.05)", or expressions such as "1.02+0.01*sin(t)", of
+the seconds t, the frames n and the loudness sound, with + - * / % **, """ + ", ".join(curves.FUNCTIONS)
 _VIDEO_STEPS = 5  # default of --save-every with --video: number of steps between frames
-_FPS = 15
 
 
 def add(command_parser: Callable) -> None:
@@ -67,15 +90,17 @@ def add(command_parser: Callable) -> None:
     sub.add_argument("--n", type=int, default=unset, help="number of images per prompt (default 1)")
     sub.add_argument("--out", required=True, metavar="FILE", help="output .png: the image, or a grid of several images")
     sub.add_argument("--folder", metavar="FOLDER", help="output folder for the individual images")
-    sub.add_argument("--video", metavar="FILE", help="output .mp4 or .gif: snapshots of the painting, or the animation")
-    sub.add_argument("--fps", type=float, default=_FPS, help=f"frames per second of the video (default {_FPS})")
+    text = "output .mp4, .webm or .gif, or a folder of PNGs (no suffix): snapshots of the painting, or the animation"
+    sub.add_argument("--video", metavar="FILE", help=text)
+    text = f"frames per second of the video, and of the time t in expressions (default {video.FPS})"
+    sub.add_argument("--fps", type=float, help=text)
     sub.add_argument("--preview", metavar="FILE", help="output .png for intermediate images")
     sub.add_argument("--state", metavar="FILE", help="output .npz for the state, from which --resume continues")
     sub.add_argument("--resume", metavar="FILE", help="state file to continue from; a video starts there")
     text = "YAML file with prompts, vqgan, clip, clip_weights, dtype, seed, n and the options below; flags override it"
     sub.add_argument("--config", metavar="FILE", help=text)
     sub.add_argument("--repeat", metavar="FILE", help="painted .png to reproduce, with the other images of its batch")
-    motion = sub.add_argument_group("animation")
+    motion = sub.add_argument_group("animation", _CURVES)
     for name, (number_type, text) in _MOTION_OPTIONS.items():
         motion.add_argument(_flag(name), type=number_type, default=unset, metavar="N", help=text)
     for group in options_lib.GROUPS.values():
@@ -88,6 +113,7 @@ def add(command_parser: Callable) -> None:
         direction.add_argument(f"--{name}", required=True, nargs="+", dest=role, metavar="TEXT", help=text)
     arguments_lib.add_dtype(direction)
     direction.add_argument("--out", required=True, metavar="FILE", help="output .npz")
+    command_parser("presets", "List the presets of vqgan-jax paint, with their options.", _list_presets)
     command_parser("drawers", "List the drawers of vqgan-jax paint, with their options.", _list_drawers)
 
 
@@ -128,6 +154,14 @@ def _parse_floats(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: must be numbers separated by commas") from error
 
 
+def _parse_ints(text: str) -> tuple[int, ...]:
+    """Parses integers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be integers separated by commas") from error
+
+
 # Parsers and metavars of options whose defaults do not determine how strings are parsed.
 _PARSERS_AND_METAVARS = {
     "size": (arguments_lib.size, "HxW"),
@@ -139,6 +173,7 @@ _PARSERS_AND_METAVARS = {
     "palette": (_parse_names, "COLOURS"),
     "losses": (_parse_names, "MODULE:FUNCTION"),
     "edge_colour": (str, "COLOUR"),
+    "lr_drops": (_parse_ints, "N,N"),
     "memory": (float, "GIB"),
     "drawer_options": (str, "NAME=VALUE,…"),
 }
@@ -152,6 +187,21 @@ def _parser_and_metavar(name: str) -> tuple[Callable[[str], Any], str]:
     if type(default) in (int, float):
         return type(default), "N"
     return str, "NAME"
+
+
+def make_flags(options: Mapping[str, Any]) -> list[str]:
+    """Makes the words of a command line that state options."""
+    words = []
+    for name, value in options.items():
+        if name == "size":
+            value = f"{value[0]}x{value[1]}"
+        elif isinstance(value, Mapping):
+            value = ",".join(f"{key}={part}" for key, part in value.items())
+        elif isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
+        if value is not False:
+            words += [_flag(name)] if value is True else [_flag(name), str(value)]
+    return words
 
 
 # Parsers of strings in a config file, by option.
@@ -210,7 +260,7 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
         raise UserError(f"dtype = {run['dtype']!r}; it must be one of {', '.join(arguments_lib.DTYPES)}")
     if not arguments.repeat:  # metadata contain expanded prompts, never @FILE
         run["prompts"] = arguments_lib.lines(run["prompts"], "a prompt")
-    drawer = values.get("drawer", "vqgan")
+    drawer = presets.apply(values).get("drawer", "vqgan")
     if drawer != "vqgan" and run["vqgan"]:
         raise UserError(f"--vqgan {run['vqgan']}: the drawer {drawer} uses no VQGAN; leave it out")
     for name, argument in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
@@ -218,10 +268,24 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
             needed = "one prompt, one VQGAN (or another --drawer) and one CLIP"
             raise UserError(f"{argument} is missing: paint needs at least {needed}")
     motion = {name: values[name] for name in _MOTION_OPTIONS if name in values}
-    if motion and "frames" not in motion:
+    if motion and not motion.keys() & {"frames", "video_in"}:
         flag = _flag(next(iter(motion)))
         raise UserError(f"{flag} applies to animations only: set the number of frames of a scene by --frames")
+    if motion and _needs_rate(motion, run["prompts"]):
+        fps = values.get("fps", arguments.fps or video.FPS)
+        if arguments.fps not in (None, fps):
+            raise UserError(f"--repeat reproduces an animation of {fps:g} frames per second: leave --fps out")
+        motion["fps"] = fps
     return PaintRequest(run, {name: values[name] for name in options_lib.FIELDS if name in values}, motion, only)
+
+
+def _needs_rate(motion: Mapping[str, Any], prompts: Sequence[str]) -> bool:
+    """Returns whether an animation depends on the frames per second."""
+    from vqgan_jax.guided.prompts import parse
+
+    texts = [motion[name] for name in _MOVES if isinstance(motion.get(name), str)]
+    texts += [part.expression for scene in parse(prompts[0]) for part in scene if part.expression]
+    return "video_in" in motion or any(curves.parse(text).names & {"t", "sound"} for text in texts)
 
 
 def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
@@ -233,7 +297,8 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
     run = {name: fields[name] for name in ("prompts", "clip_weights", "dtype", "seed", "n")}
     options = options_lib.add_disabled_groups(fields["options"])
     options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
-    options_lib.refuse_unknown(fields["motion"], _MOTION_OPTIONS, f"a motion option of this version (in {path})")
+    motion_names = {**_MOTION_OPTIONS, "fps": None}
+    options_lib.refuse_unknown(fields["motion"], motion_names, f"a motion option of this version (in {path})")
     for name in options_lib.FIELDS.keys() - options.keys():
         raise UserError(f"{path} has no value of {name}: it was painted by another version")
     if fields["motion"]:
@@ -289,7 +354,11 @@ def validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, 
     for prompt in run["prompts"]:
         (parse if request.motion else parse_scene)(prompt)
     if request.motion:
-        animation.Motion(**request.motion)
+        motion, scenes = animation.Motion(**request.motion), parse(run["prompts"][0])
+        animation.check_time(motion, scenes)
+        if motion.frames is not None:
+            motion.by_frame(len(scenes))
+            animation.expression_weights(scenes, motion)
     files = _hash_files(request)
     output_paths = {Path(path).resolve() for path in outputs if path}
     for path in files:
@@ -300,16 +369,16 @@ def validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, 
 
 def _paint(arguments: argparse.Namespace) -> int:
     """Runs the command `paint`."""
-    from vqgan_jax.guided import video
-
     out = arguments_lib.png(arguments.out, "the image")
     if arguments.preview:
         arguments_lib.png(arguments.preview, "the preview", "--preview")
-    outputs = ("out", "video", "preview", "state", "folder")
-    arguments_lib.check_outputs(**{name: getattr(arguments, name) for name in outputs})
+    outputs = {name: getattr(arguments, name) for name in ("out", "video", "preview", "state", "folder")}
+    if arguments.video and not Path(arguments.video).suffix:
+        del outputs["video"]  # a folder, checked below
+    arguments_lib.check_outputs(**outputs)
     if arguments.video:
-        video.check(arguments.video, arguments.fps)
-    elif arguments.fps != _FPS:
+        video.check(arguments.video, video.FPS if arguments.fps is None else arguments.fps)
+    elif arguments.fps is not None:
         raise UserError(f"--fps {arguments.fps:g} applies to videos only: name the video file by --video")
     try:
         request = parse_request(arguments)
@@ -319,7 +388,8 @@ def _paint(arguments: argparse.Namespace) -> int:
             sys.path.append(os.getcwd())
         files = validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
         if request.motion and not arguments.video and not arguments.repeat:
-            raise UserError("--frames creates an animation: name the video file by --video")
+            flag = "--video-in" if "video_in" in request.motion else "--frames"
+            raise UserError(f"{flag} creates an animation: name the video file by --video")
         vq, clips = _load_models(request, arguments.repeat, files)
         run = _run_animation if request.motion else run_painting
         run(arguments, request, vq, clips, make_metadata(request, vq, clips, files))
@@ -358,6 +428,9 @@ def _hash_files(request: PaintRequest) -> dict[str, str]:
     scenes = [scene for prompt in request.run["prompts"] for scene in parse(prompt)]
     options = options_lib.resolve(request.options)
     hashes = metadata.hash_files(options, scenes)
+    for name in ("video_in", "sound"):
+        if name in request.motion:
+            hashes |= metadata.hash_frames(request.motion[name])
     return hashes | ({options.prior.prior: metadata.hash_run(options.prior.prior)} if options.prior else {})
 
 
@@ -391,7 +464,7 @@ def run_painting(
     from PIL import Image
 
     from train_jax.pictures import enlarged_grid, image_grid
-    from vqgan_jax.guided import metadata, video
+    from vqgan_jax.guided import metadata
     from vqgan_jax.guided.colour import over_white
     from vqgan_jax.guided.painting import paint
 
@@ -425,14 +498,14 @@ def run_painting(
     if arguments.video:
         snapshots = over_white(painting.snapshots[selection])
         frames = [image_grid(group_by_prompt(snapshots[:, i])) for i in range(snapshots.shape[1])]
-        video.write(arguments.video, frames, arguments.fps)
+        video.write(arguments.video, frames, arguments.fps or video.FPS)
 
 
 def _run_animation(arguments, request: PaintRequest, vq, clips, fields: dict[str, Any]) -> None:
     """Paints an animation and writes the outputs."""
     from PIL import Image
 
-    from vqgan_jax.guided import metadata, video
+    from vqgan_jax.guided import metadata
     from vqgan_jax.guided.animation import Motion, animate
     from vqgan_jax.guided.colour import over_white
 
@@ -449,7 +522,8 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, fields: dict[str
     )  # fmt: skip
     metadata.save(Image.fromarray(animation.frames[-1]), arguments.out, fields)
     if arguments.video:
-        video.write(arguments.video, list(over_white(animation.frames)), arguments.fps)
+        fps = arguments.fps or request.motion.get("fps", video.FPS)
+        video.write(arguments.video, list(over_white(animation.frames)), fps)
 
 
 def _save_direction(arguments: argparse.Namespace) -> int:
@@ -480,4 +554,11 @@ def _list_drawers(arguments: argparse.Namespace) -> int:
         if drawer.regularise is not Drawer.regularise:
             penalty = drawer.regularise.__doc__.splitlines()[0].rstrip(".")
             print(f"          --sparsity  weight of the {penalty[0].lower()}{penalty[1:]}")
+    return 0
+
+
+def _list_presets(arguments: argparse.Namespace) -> int:
+    """Runs the command `presets`."""
+    for name, look in presets.TABLE.items():
+        print(f"{name:14}{look.text}\n              {shlex.join(make_flags(look.options))}")
     return 0
