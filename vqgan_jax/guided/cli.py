@@ -31,6 +31,7 @@ examples:
   vqgan-jax paint "a lighthouse" --clip DIR --preset stained-glass --out window.png
   vqgan-jax paint --repeat star.png --out again.png
   vqgan-jax paint --config options.yaml --lr 0.2 --out out.png
+  vqgan-jax paint --explore "a fox" --clip DIR --grid drawer=pixel,fourier --grid lr=0.05,0.1,0.2 --out sheet.png
 
 A prompt is text:weight:stop | image=FILE:weight | noise=SEED:weight | direction=FILE:weight. A negative weight maximises
 the distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
@@ -97,7 +98,11 @@ def add(command_parser: Callable) -> None:
     sub.add_argument("--preview", metavar="FILE", help="output .png for intermediate images")
     sub.add_argument("--state", metavar="FILE", help="output .npz for the state, from which --resume continues")
     sub.add_argument("--resume", metavar="FILE", help="state file to continue from; a video starts there")
-    text = "YAML file with prompts, vqgan, clip, clip_weights, dtype, seed, n and the options below; flags override it"
+    text = "paint all combinations of --grid as one sheet; their commands are printed, and written beside it as .txt"
+    sub.add_argument("--explore", action="store_true", help=text)
+    text = "an option and its values, separated by commas, or by ; where a value has commas; repeatable"
+    sub.add_argument("--grid", metavar="NAME=V,V", action="append", help=text)
+    text = "YAML file with prompts, vqgan, clip, clip_weights, dtype, seed, n, grid and the options below; flags override it"
     sub.add_argument("--config", metavar="FILE", help=text)
     sub.add_argument("--repeat", metavar="FILE", help="painted .png to reproduce, with the other images of its batch")
     motion = sub.add_argument_group("animation", _CURVES)
@@ -221,12 +226,21 @@ class PaintRequest:
       options: options of `guided.options`.
       motion: arguments of `guided.Motion`; empty for images.
       only: index of the only image of the batch to write; None: all images.
+      grid: options and their values, of which all combinations are painted; empty: one painting.
     """
 
     run: dict[str, Any]
     options: dict[str, Any]
     motion: dict[str, Any]
     only: int | None = None
+    grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """The options of each painting."""
+        from vqgan_jax.guided import exploration
+
+        return [self.options | cell for cell in exploration.combine(self.grid)] if self.grid else [self.options]
 
 
 def parse_request(arguments: argparse.Namespace) -> PaintRequest:
@@ -237,16 +251,18 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
     stated = vars(arguments)
     names = {**_RUN_DEFAULTS, **_MOTION_OPTIONS, **options_lib.FIELDS}
     values = {name: stated[name] for name in names if name in stated and stated[name] != []}
-    only = None
+    only, grid = None, _parse_grid(arguments.grid or [])
     if arguments.repeat:
-        conflicting = sorted(values.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
+        conflicting = ["grid"] if grid else ["explore"] if arguments.explore else []
+        conflicting += sorted(values.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
         if conflicting:
             argument = "a PROMPT" if conflicting[0] == "prompts" else _flag(conflicting[0])
             raise UserError(f"--repeat reproduces an image: {argument} would change the result; leave it out")
-        saved, only = _read_painted(arguments.repeat)
+        saved, only, grid = _read_painted(arguments.repeat)
         values = saved | values
     elif arguments.config:
         from_file = _read_config(arguments.config)
+        grid = _check_grid(arguments.config, from_file.pop("grid", {})) | grid
         options_lib.refuse_unknown(from_file, names, f"an option (in {arguments.config})")
         values = from_file | values
     run = _RUN_DEFAULTS | {name: values[name] for name in _RUN_DEFAULTS if name in values}
@@ -260,14 +276,18 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
         raise UserError(f"dtype = {run['dtype']!r}; it must be one of {', '.join(arguments_lib.DTYPES)}")
     if not arguments.repeat:  # metadata contain expanded prompts, never @FILE
         run["prompts"] = arguments_lib.lines(run["prompts"], "a prompt")
-    drawer = presets.apply(values).get("drawer", "vqgan")
-    if drawer != "vqgan" and run["vqgan"]:
-        raise UserError(f"--vqgan {run['vqgan']}: the drawer {drawer} uses no VQGAN; leave it out")
+    if bool(grid) != arguments.explore and not arguments.repeat:
+        raise UserError("--explore paints the combinations of --grid NAME=VALUE,VALUE: give both, or neither of them")
+    options = {name: values[name] for name in options_lib.FIELDS if name in values}
+    request = PaintRequest(run, options, {name: values[name] for name in _MOTION_OPTIONS if name in values}, only, grid)
+    drawers = {presets.apply(cell).get("drawer", "vqgan") for cell in request.cells}
+    if "vqgan" not in drawers and run["vqgan"]:
+        raise UserError(f"--vqgan {run['vqgan']}: the drawer {', '.join(drawers)} uses no VQGAN; leave it out")
     for name, argument in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
-        if not run[name] and (name != "vqgan" or drawer == "vqgan"):
+        if not run[name] and (name != "vqgan" or "vqgan" in drawers):
             needed = "one prompt, one VQGAN (or another --drawer) and one CLIP"
             raise UserError(f"{argument} is missing: paint needs at least {needed}")
-    motion = {name: values[name] for name in _MOTION_OPTIONS if name in values}
+    motion = request.motion
     if motion and not motion.keys() & {"frames", "video_in"}:
         flag = _flag(next(iter(motion)))
         raise UserError(f"{flag} applies to animations only: set the number of frames of a scene by --frames")
@@ -276,7 +296,29 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
         if arguments.fps not in (None, fps):
             raise UserError(f"--repeat reproduces an animation of {fps:g} frames per second: leave --fps out")
         motion["fps"] = fps
-    return PaintRequest(run, {name: values[name] for name in options_lib.FIELDS if name in values}, motion, only)
+    return request
+
+
+def _parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Parses NAME=VALUE,VALUE. Raises UserError for unknown names and invalid values."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise UserError(f"--grid {text}: it must be NAME=VALUE,VALUE")
+        options_lib.refuse_unknown([name], options_lib.FIELDS, "an option (in --grid)")
+        parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
+        grid[name] = [_parse_text("--grid", name, part) for part in parts]
+    return grid
+
+
+def _check_grid(path: str, grid: Any) -> dict[str, list[Any]]:
+    """Checks the grid of a config file. Raises UserError for what is no mapping of options to lists."""
+    if not isinstance(grid, Mapping) or not all(isinstance(values, list) for values in grid.values()):
+        raise UserError(f"{path}: grid = {grid!r}; it must be a mapping of options to lists of values")
+    options_lib.refuse_unknown(grid, options_lib.FIELDS, f"an option (in the grid of {path})")
+    return {name: [_parse_yaml_value(path, name, value) for value in values] for name, values in grid.items()}
 
 
 def _needs_rate(motion: Mapping[str, Any], prompts: Sequence[str]) -> bool:
@@ -288,8 +330,8 @@ def _needs_rate(motion: Mapping[str, Any], prompts: Sequence[str]) -> bool:
     return "video_in" in motion or any(curves.parse(text).names & {"t", "sound"} for text in texts)
 
 
-def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
-    """Reads the arguments of a painted PNG, and its index in the batch (None: the whole batch)."""
+def _read_painted(path: str) -> tuple[dict[str, Any], int | None, dict[str, list[Any]]]:
+    """Reads the arguments of a painted PNG, its index in the batch (None: the whole batch), and the grid of a sheet."""
     from vqgan_jax.guided import metadata
 
     fields = metadata.read(path)
@@ -303,7 +345,9 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
         raise UserError(f"{path} has no value of {name}: it was painted by another version")
     if fields["motion"]:
         options = {name: value for name, value in options.items() if name != "save_every"}
-    return run | models | options | fields["motion"], fields["only"]
+    if "grid" in fields:  # whose combinations complete the options that were given
+        return run | models | fields["grid"]["beside"], None, fields["grid"]["values"]
+    return run | models | options | fields["motion"], fields["only"], {}
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -325,8 +369,15 @@ def _parse_yaml_value(path: str, name: str, value: Any) -> Any:
     """Parses strings as the command line does, because YAML reads 1e-3 and 256x384 as strings."""
     if name == "aspect" and isinstance(value, int | float):
         raise UserError(f"{path}: YAML reads the aspect as the number {value}; write it in quotes, such as '16:9'")
-    if not isinstance(value, str) or name not in _STRING_PARSERS:
-        return value
+    return _parse_text(path, name, value) if isinstance(value, str) and name in _STRING_PARSERS else value
+
+
+def _parse_text(path: str, name: str, value: str) -> Any:
+    """Parses the text of an option in `path`. Raises UserError for invalid ones."""
+    if isinstance(options_lib.FIELDS.get(name) and options_lib.FIELDS[name].default, bool):
+        if value not in ("true", "false"):
+            raise UserError(f"{path}: {name} = {value!r}; it must be true or false")
+        return value == "true"
     try:
         return _STRING_PARSERS[name](value)
     except argparse.ArgumentTypeError as error:
@@ -348,7 +399,8 @@ def validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, 
     from vqgan_jax.guided.prompts import parse, parse_scene
 
     run = request.run
-    options_lib.resolve(request.options)
+    for options in request.cells:
+        options_lib.resolve(options)
     painting.check_request(run["seed"], run["n"], run["prompts"])
     targets.resolve_clip_weights(run["clip_weights"], len(run["clip"]))
     for prompt in run["prompts"]:
@@ -391,7 +443,7 @@ def _paint(arguments: argparse.Namespace) -> int:
             flag = "--video-in" if "video_in" in request.motion else "--frames"
             raise UserError(f"{flag} creates an animation: name the video file by --video")
         vq, clips = _load_models(request, arguments.repeat, files)
-        run = _run_animation if request.motion else run_painting
+        run = _run_exploration if request.grid else _run_animation if request.motion else run_painting
         run(arguments, request, vq, clips, make_metadata(request, vq, clips, files))
     except (ConfigError, FloatingPointError) as error:
         raise UserError(str(error)) from error
@@ -426,18 +478,21 @@ def _hash_files(request: PaintRequest) -> dict[str, str]:
     from vqgan_jax.guided.prompts import parse
 
     scenes = [scene for prompt in request.run["prompts"] for scene in parse(prompt)]
-    options = options_lib.resolve(request.options)
-    hashes = metadata.hash_files(options, scenes)
+    hashes = {}
+    for options in map(options_lib.resolve, request.cells):
+        hashes |= metadata.hash_files(options, scenes)
+        hashes |= {options.prior.prior: metadata.hash_run(options.prior.prior)} if options.prior else {}
     for name in ("video_in", "sound"):
         if name in request.motion:
             hashes |= metadata.hash_frames(request.motion[name])
-    return hashes | ({options.prior.prior: metadata.hash_run(options.prior.prior)} if options.prior else {})
+    return hashes
 
 
 def make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
     """Creates the metadata of a PNG."""
     run = request.run
-    return {
+    grid = {"grid": {"values": request.grid, "beside": request.options}} if request.grid else {}
+    return grid | {
         "prompts": run["prompts"],
         "seed": run["seed"],
         "n": run["n"],
@@ -448,7 +503,7 @@ def make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) ->
         "files": files,
         "motion": request.motion,
         "only": request.only,
-        "options": options_lib.resolve(request.options).to_json(),
+        "options": options_lib.resolve(request.cells[0]).to_json(),
     }
 
 
@@ -524,6 +579,47 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, fields: dict[str
     if arguments.video:
         fps = arguments.fps or request.motion.get("fps", video.FPS)
         video.write(arguments.video, list(over_white(animation.frames)), fps)
+
+
+def _run_exploration(arguments, request: PaintRequest, vq, clips, fields: dict[str, Any]) -> None:
+    """Paints all combinations of a grid, and writes their sheet and their commands."""
+    from train_jax.pictures import enlarged_grid
+    from vqgan_jax.guided import metadata
+    from vqgan_jax.guided.exploration import explore, make_rows
+
+    run, out = request.run, Path(arguments.out)
+    if request.motion or run["n"] != 1:
+        raise UserError("--explore paints one image of each combination: leave out --n and the options of animations")
+    for name in ("state", "resume", "folder", "video", "preview"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} applies to one painting, not to the sheet of --explore: leave it out")
+    explored = explore(
+        vq, clips, run["prompts"], request.grid, seed=run["seed"], clip_weights=run["clip_weights"], **request.options
+    )
+    commands, sheet = [], []
+    for y, row in enumerate(make_rows(explored, request.grid)):
+        sheet.append([explored.images[place] for place in row])
+        for x, (prompt, cell) in enumerate(row):
+            name = out.with_name(f"{out.stem}-{y + 1}-{x + 1}.png")
+            words = _make_command(run, run["prompts"][prompt], explored.cells[cell], str(name))
+            loss = explored.losses[prompt, cell]
+            commands.append(f"# row {y + 1}, column {x + 1}: loss {loss:.4f}\n{shlex.join(words)}\n")
+    print("".join(commands), end="")
+    out.with_suffix(".txt").write_text("".join(commands), "utf-8")
+    metadata.save(enlarged_grid(sheet), out, fields)
+
+
+def _make_command(run: Mapping[str, Any], prompt: str, options: Mapping[str, Any], out: str) -> list[str]:
+    """Makes the command line of one painting."""
+    from vqgan_jax.guided import exploration
+
+    words = ["vqgan-jax", "paint", prompt]
+    words += ["--vqgan", run["vqgan"]] if exploration.uses_vqgan(options) else []
+    for clip in run["clip"]:
+        words += ["--clip", clip]
+    words += [] if run["clip_weights"] is None else ["--clip-weights", ",".join(map(str, run["clip_weights"]))]
+    words += [] if run["dtype"] == "auto" else ["--dtype", run["dtype"]]
+    return [*words, "--seed", str(run["seed"]), *make_flags(options), "--out", out]
 
 
 def _save_direction(arguments: argparse.Namespace) -> int:

@@ -82,6 +82,8 @@ def _is_valid(fields: dict[str, Any]) -> bool:
     valid = (
         valid and all(isinstance(prompt, str) for prompt in fields["prompts"]) and isinstance(fields["prompts"], list)
     )
+    grid = fields.get("grid", {"values": {}, "beside": {}})
+    valid = valid and isinstance(grid["values"], dict) and isinstance(grid["beside"], dict)
     num_images = type(fields["n"]) is int and fields["n"] * len(fields["prompts"])
     return valid and (fields["only"] is None or (type(fields["only"]) is int and 0 <= fields["only"] < num_images))
 

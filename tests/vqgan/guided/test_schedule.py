@@ -14,7 +14,7 @@ FEW = PLAIN | {"drawer": "pixel", "size": (12, 16), "cuts": 4, "steps": 10, "sav
 
 def test_the_rate_drops_at_steps(clip):
     drops = jnp.array([2.0, 5.0])
-    factors = [float(trajectory.rate_factor(drops, jnp.float32(0.5), step)) for step in range(7)]
+    factors = [float(trajectory.rate_factor(drops, jnp.float32(0.5), jnp.int32(step))) for step in range(7)]
     assert factors == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
     # A drop at the eighth of ten steps is a decay after four fifths of them.
     dropped = guided.paint(None, clip, "a star", lr_drops=(8,), lr_drop=0.25, **FEW)
@@ -54,7 +54,7 @@ def test_a_painting_stops_without_improvement(clip, tmp_path):
     painting = guided.paint(None, clip, "a star", **outputs, **alone)
     assert seen == [2, 4] and painting.losses.shape == (1, 10) and painting.snapshots.shape[1] == 5
     shorter = guided.paint(None, clip, "a star", **FEW | {"steps": 3})
-    np.testing.assert_allclose(painting.latents, shorter.latents, atol=1e-6)
+    np.testing.assert_allclose(painting.latents, shorter.latents, atol=1e-5)
     assert painting.steps == [3] and shorter.steps == [3]
     again = guided.paint(None, clip, "a star", resume_from=tmp_path / "s.npz", **alone)
     np.testing.assert_array_equal(again.losses, painting.losses)

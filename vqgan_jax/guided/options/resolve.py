@@ -25,8 +25,8 @@ from vqgan_jax.guided.options.schedule import QUALITIES, AutoStop, Memory, Optim
 class Options:
     """Resolved options of a painting; None: a disabled group. Created by `resolve`."""
 
-    preset: presets.Preset | None
     schedule: Schedule
+    preset: presets.Preset | None
     drawing: Drawing | None
     canvas: Canvas
     repeated_overlay: RepeatedOverlay | None
