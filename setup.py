@@ -78,7 +78,7 @@ setup(
         "wandb": ["wandb>=0.20"],  # config.mirrors
         "slurm": ["submitit>=1.5"],  # train-jax sweep --launcher=slurm
         "docs": ["mkdocstrings-python>=2", "zensical>=0.0.73"],  # make docs
-        "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"],
+        "notebooks": ["ipykernel>=6.29", "ipywidgets>=8.1,<9", "nbclient>=0.10", "nbformat>=5.10"],
         # The systems this one is compared with, at versions that agree with each other; never needed to train
         # or to use a model.
         "peers": [

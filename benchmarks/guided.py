@@ -1,6 +1,7 @@
 """Compares guided painting with a textbook loop in PyTorch: VQGAN f16, CLIP ViT-B/32, the same weights and cuts.
 
     python -m benchmarks.guided [--size 256 512] [--cuts 32] [--rounds 3]       (with the `peers` extra; else ours only)
+    python -m benchmarks.guided --size 256 --together 0 --drawers pixel grid fourier    (also the cheapest drawers)
 
 Measures steps per second, and the peak memory of a turn in a separate process, without the memory held before (mainly
 weights). On a GPU the peak is of GPU memory, otherwise of resident memory as Linux reports, which includes freed memory that
@@ -9,6 +10,8 @@ not affect speed. On a GPU both use TF32 for float32 products, which is JAX's de
 """
 
 import argparse
+import functools
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -33,8 +36,10 @@ from train_jax.data.images import Preprocess
 from train_jax.data.text import Tokenizer
 from train_jax.weights.layout import flatten, to_peer
 from vqgan_jax import model as vqgan_model
+from vqgan_jax.guided import colour, painting, prompts, starts
 from vqgan_jax.guided import options as options_lib
-from vqgan_jax.guided import painting, prompts, starts
+from vqgan_jax.guided.drawers.drawer import Context
+from vqgan_jax.guided.drawers.grid import cell_map
 from vqgan_jax.placeholders import random_weights
 from vqgan_jax.pretrained import checkpoint as vqgan_checkpoint
 from vqgan_jax.pretrained import taming
@@ -44,6 +49,7 @@ PROMPTS = [f"a {colour} {thing}" for colour in ("red", "blue") for thing in ("ca
 PLAIN = {"rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0}
 LR = 0.1
 PYTORCH = "PyTorch"
+DRAWERS = ("pixel", "grid", "fourier")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of our implementation")
     parser.add_argument("--together", type=int, default=len(PROMPTS), help="prompts in a batch; 0: no comparison")
+    parser.add_argument("--drawers", nargs="+", choices=DRAWERS, default=(), help="drawers that are compared, too")
     parser.add_argument("--tiny", action="store_true", help="use toy models, to test the benchmark")
     parser.add_argument("--peak", choices=(OURS, PYTORCH), help=argparse.SUPPRESS)  # measured by this process
 
@@ -76,6 +83,16 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         for by in runs:
             peak = measure_peak_in_subprocess(names[by], arguments, size)
             yield Row("peak memory of a turn", peak, "MiB", settings | {"pixels": size}, by=by)
+    for size, name in itertools.product(arguments.size, arguments.drawers):
+        painter = painting.Painter(None, clip, make_jobs(arguments, size, PROMPTS[:1], name))
+        runs = {OURS: make_turn(painter, arguments.steps)}
+        with skipped_if_missing():
+            import torch
+
+            runs[name_peer(PYTORCH, torch)] = build_drawer_loop(name, clip, arguments, size)
+        seconds = time_in_turns(runs, arguments.rounds)
+        drawn = settings | {"models": f"{name}, ViT-B/32", "pixels": size}
+        yield from compare_rates("steps", seconds, arguments.steps, "steps/s", drawn)
     if arguments.together:
         seconds = compare_batching(vq, clip, arguments)
         settings |= {"pixels": arguments.size[0], "prompts": arguments.together}
@@ -110,8 +127,9 @@ def build_implementation(name: str, vq, clip, arguments, size: int) -> Callable[
     return lambda: [painter.step() for _ in range(arguments.steps)]
 
 
-def make_jobs(arguments, size: int, texts) -> list[painting.Job]:
-    options = options_lib.resolve({"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR} | PLAIN)
+def make_jobs(arguments, size: int, texts, drawer: str = "vqgan") -> list[painting.Job]:
+    values = {"size": (size, size), "steps": 10**6, "cuts": arguments.cuts, "lr": LR, "drawer": drawer} | PLAIN
+    options = options_lib.resolve(values)
     return [painting.Job(prompts.parse_scene(text), 0, options) for text in texts]
 
 
@@ -128,21 +146,14 @@ def make_turn(painter: painting.Painter, steps: int) -> Callable[[], None]:
 def build_textbook(vq, clip, arguments, size: int):
     """Builds the PyTorch painter with our weights. Raises ImportError if PyTorch or transformers is not installed."""
     import torch
-    import transformers
 
     from benchmarks import textbook_guided, textbook_vqgan
-    from clip_jax.pretrained.save import save_hf
 
-    torch.set_float32_matmul_precision("high")
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    perceptor, device = build_perceptor(clip)
     model = textbook_vqgan.VQGAN(vq.options)
     weights = to_peer(flatten(jax.tree.map(np.asarray, vq.variables["params"])), taming.build_entries(vq.options.to_dict()))
     model.load_state_dict({name: torch.from_numpy(np.array(x, np.float32)) for name, x in weights.items()})
-    with tempfile.TemporaryDirectory() as folder:
-        save_hf(clip, f"{folder}/clip")
-        perceptor = transformers.CLIPVisionModelWithProjection.from_pretrained(f"{folder}/clip").eval()
-    for network in (model, perceptor):
-        network.to(device).requires_grad_(False)
+    model.to(device).requires_grad_(False)
     target = torch.from_numpy(np.array(clip.encode_text(PROMPTS[:1])[0])).to(device)
     codes = torch.from_numpy(starts.sample_codes(0, (size // vq.factor,) * 2, vq.num_codes)).long().to(device)
     mean, std = clip.preprocess.mean, clip.preprocess.std
@@ -153,6 +164,55 @@ def build_textbook(vq, clip, arguments, size: int):
     with torch.no_grad():
         check_agreement(vq, clip, codes.cpu().numpy(), painter, device)
     return painter
+
+
+def build_perceptor(clip):
+    """Builds transformers' image tower with the weights of a CLIP. Returns the tower and its device."""
+    import torch
+    import transformers
+
+    from clip_jax.pretrained.save import save_hf
+
+    torch.set_float32_matmul_precision("high")
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        save_hf(clip, f"{folder}/clip")
+        perceptor = transformers.CLIPVisionModelWithProjection.from_pretrained(f"{folder}/clip").eval()
+    return perceptor.to(device).requires_grad_(False), device
+
+
+def build_drawer_loop(name: str, clip, arguments, side: int) -> Callable[[], None]:
+    """Builds a turn of the PyTorch painter of a drawer, from our initial parameters.
+
+    Raises ImportError if PyTorch or transformers is not installed.
+    """
+    import torch
+
+    from benchmarks import textbook_guided
+
+    perceptor, device = build_perceptor(clip)
+    drawer, size = options_lib.resolve({"drawer": name}).drawing.make(), (side, side)
+
+    def tensor(x):
+        return torch.from_numpy(np.array(x)).to(device)
+
+    render = textbook_guided.render_pixels
+    if name == "grid":
+        render = functools.partial(
+            textbook_guided.render_cells, cells=tensor(cell_map(drawer.shape, drawer.cells, size)).long()
+        )
+    elif name == "fourier":
+        scale, correlation = tensor(drawer.scale(size)), tensor(colour.CORRELATION)
+        render = functools.partial(textbook_guided.render_fourier, scale=scale, correlation=correlation)
+    z = drawer.init(size, [0])[0]
+    theirs = render(tensor(z))[0].permute(1, 2, 0).cpu().numpy()
+    if not np.allclose(drawer.render(z, Context(size)), theirs, atol=1e-4):
+        raise SystemExit(f"the drawer {name} and its textbook loop render different pictures")
+    painter = textbook_guided.DrawerPainter(
+        render, tensor(z), lambda x: perceptor(pixel_values=x).image_embeds, clip.preprocess.size, clip.preprocess.mean,
+        clip.preprocess.std, tensor(clip.encode_text(PROMPTS[:1])[0]), arguments.cuts, LR, noise=0.1,
+    )  # fmt: skip
+    return lambda: [painter.step() for _ in range(arguments.steps)]
 
 
 def check_agreement(vq, clip, codes, painter, device: str) -> None:

@@ -40,6 +40,7 @@ class Painter:
         self.optimizer = torch.optim.Adam([self.z], lr)
 
     def decode_image(self):
+        """Renders the picture [1, 3, H, W] in [0, 1]."""
         z = self.z.permute(0, 2, 3, 1)
         points = self.model.quantize.embedding.weight
         flat = z.reshape(-1, z.shape[-1])
@@ -74,5 +75,48 @@ class Painter:
         loss.backward()
         self.optimizer.step()
         with torch.no_grad():
-            self.z.copy_(self.z.maximum(self.low).minimum(self.high))
+            self.project()
         return float(loss)
+
+    def project(self):
+        """Clips latents to the range of the codebook."""
+        self.z.copy_(self.z.maximum(self.low).minimum(self.high))
+
+
+class DrawerPainter(Painter):
+    """Optimiser of the parameters of a drawer.
+
+    Args:
+      render: parameters -> picture [1, 3, H, W], nominally in [0, 1].
+      z: initial parameters.
+      others: as of `Painter`.
+    """
+
+    def __init__(self, render, z, perceptor, size: int, mean, std, target, cuts: int, lr: float, noise: float):
+        self.render, self.perceptor, self.size, self.cuts, self.noise = render, perceptor, size, cuts, noise
+        self.target = target
+        self.mean, self.std = (torch.tensor(x, device=target.device)[None, :, None, None] for x in (mean, std))
+        self.z = z.clone().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.z], lr)
+
+    def decode_image(self):
+        return ClampWithGradient.apply(self.render(self.z))
+
+    def project(self):
+        """Does nothing: all parameters are allowed."""
+
+
+def render_pixels(z):
+    """Renders logits [H, W, 3] of pixels."""
+    return z.sigmoid().permute(2, 0, 1)[None]
+
+
+def render_cells(z, cells):
+    """Renders logits [n, 3] of the colours of cells. `cells` [H, W] are the indices of the pixels' cells."""
+    return z.sigmoid()[cells].permute(2, 0, 1)[None]
+
+
+def render_fourier(z, scale, correlation):
+    """Renders coefficients [H, W, 3] of a Hartley transform, times their amplitudes `scale`, of decorrelated colours."""
+    transformed = torch.fft.fft2(z * scale, dim=(0, 1), norm="ortho")
+    return ((transformed.real - transformed.imag) @ correlation.T).sigmoid().permute(2, 0, 1)[None]

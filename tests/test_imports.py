@@ -71,6 +71,7 @@ EXTRAS = {
     "train_jax.datasets.emoji.drawings": {"resvg_py"},
     "train_jax.sweep.launch": {"submitit"},
     "train_jax.sweep.trials": {"optuna"},
+    "vqgan_jax.guided.notebook": {"ipywidgets"},
 }
 # Nothing may: TensorFlow itself, and libraries that need it.
 BANNED = {"tensorflow", "tf_keras", "keras", "clu"}

@@ -33,6 +33,11 @@ example:
   vqgan-jax paint "a fox" --clip DIR --drawer strokes --drawer-options count=32,ink=black --sparsity 0.02 --out fox.png
 
 A drawer is what a painting optimises. The options listed under its name are given to paint by --drawer-options.""",
+    "presets": """\
+example:
+  vqgan-jax paint "a lighthouse" --clip DIR --preset stained-glass --drawer-options count=64 --out window.png
+
+A preset is a set of options for a look. Options that are given beside it override its own.""",
     "direction": """\
 example:
   vqgan-jax direction --clip DIR --from "a drawing of a house" "a sketch" --to "a photo of a house" "a photo" --out photo.npz

@@ -1,4 +1,4 @@
-"""Command lines `vqgan-jax paint`, `vqgan-jax drawers` and `vqgan-jax direction`.
+"""Command lines `vqgan-jax paint`, `vqgan-jax drawers`, `vqgan-jax presets` and `vqgan-jax direction`.
 
 Arguments of a painting come from flags, a config file, or the metadata of a painted PNG.
 """
@@ -6,6 +6,7 @@ Arguments of a painting come from flags, a config file, or the metadata of a pai
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 
 from train_jax import arguments as arguments_lib
 from train_jax.errors import ConfigError, UserError
+from vqgan_jax.guided import curves, video
 from vqgan_jax.guided import options as options_lib
+from vqgan_jax.guided.options import presets
 
 EXAMPLES = """\
 examples:
@@ -21,31 +24,52 @@ examples:
   vqgan-jax paint "a castle" --vqgan DIR --clip DIR --size 256x384 --quality best --video castle.mp4 --out castle.png
   vqgan-jax paint @prompts.txt --vqgan DIR --clip DIR --n 2 --out grid.png --folder pictures
   vqgan-jax paint "a seed ^ a tree" --vqgan DIR --clip DIR --frames 60 --zoom 1.02 --video story.mp4 --out last.png
+  vqgan-jax paint "the sea" --vqgan DIR --clip DIR --frames 90 --zoom "1.02+0.01*sin(t)" --video sea.mp4 --out last.png
+  vqgan-jax paint "an oil painting" --vqgan DIR --clip DIR --steps 20 --video-in cat.mp4 --video painted.mp4 --out last.png
   vqgan-jax paint "a robot" --clip DIR --drawer grid --drawer-options cells=24,shape=hex,colours=black,red --out robot.png
   vqgan-jax paint "a sticker of a fox" --clip DIR --drawer strokes --drawer-options ground=transparent --out fox.png
+  vqgan-jax paint "a lighthouse" --clip DIR --preset stained-glass --out window.png
   vqgan-jax paint --repeat star.png --out again.png
   vqgan-jax paint --config options.yaml --lr 0.2 --out out.png
+  vqgan-jax paint --explore "a fox" --clip DIR --grid drawer=pixel,fourier --grid lr=0.05,0.1,0.2 --out sheet.png
 
 A prompt is text:weight:stop | image=FILE:weight | noise=SEED:weight | direction=FILE:weight. A negative weight maximises
 the distance. Below its stop a part has no gradient. ^ separates the scenes of an animation. \\ escapes | ^ : = and itself.
 After them a part may have a place, :place=left half, :place=0.1,0.2,0.5,0.6 or :mask=FILE; a weight may have keyframes,
-(0:1, 100:0), which are steps and weights; and :from=STEP and :until=STEP say when a part begins and ends.
+(0:1, 100:0), which are steps and weights, or be an expression in an animation, (0.5+sound); :from=STEP and :until=STEP say
+when a part begins and ends.
 --drawer names what is optimised instead of a VQGAN's latents; vqgan-jax drawers lists all with their options.
 The same seed gives the same image. Every PNG contains its options as metadata, and --repeat reproduces it."""
 
 # Arguments besides the options of `guided.options`, with their defaults.
 _RUN_DEFAULTS = {"prompts": [], "vqgan": None, "clip": [], "clip_weights": None, "dtype": "auto", "seed": 0, "n": 1}
+def _parse_curve(text: str) -> float | str:
+    """Parses a number. Other texts are keyframes or expressions, which `guided.Motion` parses."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+_MOVES = ("zoom", "turn", "right", "down")
 _MOTION_OPTIONS = {
     "frames": (int, "number of frames of each scene; enables animation"),
     "frame_steps": (int, "number of optimisation steps per frame (default 10)"),
     "blend": (int, "number of frames of the cross-fade at the end of a scene (default 10, or all but one)"),
-    "zoom": (float, "magnification per frame (default 1)"),
-    "turn": (float, "rotation per frame in degrees, counter-clockwise (default 0)"),
-    "right": (float, "shift to the right per frame, as a fraction of the width (default 0)"),
-    "down": (float, "shift downwards per frame, as a fraction of the height (default 0)"),
+    "zoom": (_parse_curve, "magnification per frame (default 1)"),
+    "turn": (_parse_curve, "rotation per frame in degrees, counter-clockwise (default 0)"),
+    "right": (_parse_curve, "shift to the right per frame, as a fraction of the width (default 0)"),
+    "down": (_parse_curve, "shift downwards per frame, as a fraction of the height (default 0)"),
+    "loop": (int, "number of frames at the end that lead back to the first one (default 0: none)"),
+    "video_in": (str, "video, or folder of pictures, each of which is the start of a frame; enables animation"),
+    "pull": (float, "with --video-in, weight of the squared distance to the frame painted before (default 1)"),
+    "sound": (str, ".wav file, whose loudness at a frame expressions know as sound, in [0, 1]"),
+    "hold": (float, "with --video-in, weight of the squared distance to its picture (default 0)"),
 }
+_CURVES = """\
+zoom, turn, right and down are numbers, keyframes of frames "(0:1, 30:1.05)", or expressions such as "1.02+0.01*sin(t)", of
+the seconds t, the frames n and the loudness sound, with + - * / % **, """ + ", ".join(curves.FUNCTIONS)
 _VIDEO_STEPS = 5  # default of --save-every with --video: number of steps between frames
-_FPS = 15
 
 
 def add(command_parser: Callable) -> None:
@@ -67,15 +91,21 @@ def add(command_parser: Callable) -> None:
     sub.add_argument("--n", type=int, default=unset, help="number of images per prompt (default 1)")
     sub.add_argument("--out", required=True, metavar="FILE", help="output .png: the image, or a grid of several images")
     sub.add_argument("--folder", metavar="FOLDER", help="output folder for the individual images")
-    sub.add_argument("--video", metavar="FILE", help="output .mp4 or .gif: snapshots of the painting, or the animation")
-    sub.add_argument("--fps", type=float, default=_FPS, help=f"frames per second of the video (default {_FPS})")
+    text = "output .mp4, .webm or .gif, or a folder of PNGs (no suffix): snapshots of the painting, or the animation"
+    sub.add_argument("--video", metavar="FILE", help=text)
+    text = f"frames per second of the video, and of the time t in expressions (default {video.FPS})"
+    sub.add_argument("--fps", type=float, help=text)
     sub.add_argument("--preview", metavar="FILE", help="output .png for intermediate images")
     sub.add_argument("--state", metavar="FILE", help="output .npz for the state, from which --resume continues")
     sub.add_argument("--resume", metavar="FILE", help="state file to continue from; a video starts there")
-    text = "YAML file with prompts, vqgan, clip, clip_weights, dtype, seed, n and the options below; flags override it"
+    text = "paint all combinations of --grid as one sheet; their commands are printed, and written beside it as .txt"
+    sub.add_argument("--explore", action="store_true", help=text)
+    text = "an option and its values, separated by commas, or by ; where a value has commas; repeatable"
+    sub.add_argument("--grid", metavar="NAME=V,V", action="append", help=text)
+    text = "YAML file with prompts, vqgan, clip, clip_weights, dtype, seed, n, grid and the options below; flags override it"
     sub.add_argument("--config", metavar="FILE", help=text)
     sub.add_argument("--repeat", metavar="FILE", help="painted .png to reproduce, with the other images of its batch")
-    motion = sub.add_argument_group("animation")
+    motion = sub.add_argument_group("animation", _CURVES)
     for name, (number_type, text) in _MOTION_OPTIONS.items():
         motion.add_argument(_flag(name), type=number_type, default=unset, metavar="N", help=text)
     for group in options_lib.GROUPS.values():
@@ -88,6 +118,7 @@ def add(command_parser: Callable) -> None:
         direction.add_argument(f"--{name}", required=True, nargs="+", dest=role, metavar="TEXT", help=text)
     arguments_lib.add_dtype(direction)
     direction.add_argument("--out", required=True, metavar="FILE", help="output .npz")
+    command_parser("presets", "List the presets of vqgan-jax paint, with their options.", _list_presets)
     command_parser("drawers", "List the drawers of vqgan-jax paint, with their options.", _list_drawers)
 
 
@@ -128,6 +159,14 @@ def _parse_floats(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r}: must be numbers separated by commas") from error
 
 
+def _parse_ints(text: str) -> tuple[int, ...]:
+    """Parses integers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be integers separated by commas") from error
+
+
 # Parsers and metavars of options whose defaults do not determine how strings are parsed.
 _PARSERS_AND_METAVARS = {
     "size": (arguments_lib.size, "HxW"),
@@ -139,6 +178,7 @@ _PARSERS_AND_METAVARS = {
     "palette": (_parse_names, "COLOURS"),
     "losses": (_parse_names, "MODULE:FUNCTION"),
     "edge_colour": (str, "COLOUR"),
+    "lr_drops": (_parse_ints, "N,N"),
     "memory": (float, "GIB"),
     "drawer_options": (str, "NAME=VALUE,…"),
 }
@@ -152,6 +192,21 @@ def _parser_and_metavar(name: str) -> tuple[Callable[[str], Any], str]:
     if type(default) in (int, float):
         return type(default), "N"
     return str, "NAME"
+
+
+def make_flags(options: Mapping[str, Any]) -> list[str]:
+    """Makes the words of a command line that state options."""
+    words = []
+    for name, value in options.items():
+        if name == "size":
+            value = f"{value[0]}x{value[1]}"
+        elif isinstance(value, Mapping):
+            value = ",".join(f"{key}={part}" for key, part in value.items())
+        elif isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
+        if value is not False:
+            words += [_flag(name)] if value is True else [_flag(name), str(value)]
+    return words
 
 
 # Parsers of strings in a config file, by option.
@@ -171,12 +226,21 @@ class PaintRequest:
       options: options of `guided.options`.
       motion: arguments of `guided.Motion`; empty for images.
       only: index of the only image of the batch to write; None: all images.
+      grid: options and their values, of which all combinations are painted; empty: one painting.
     """
 
     run: dict[str, Any]
     options: dict[str, Any]
     motion: dict[str, Any]
     only: int | None = None
+    grid: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """The options of each painting."""
+        from vqgan_jax.guided import exploration
+
+        return [self.options | cell for cell in exploration.combine(self.grid)] if self.grid else [self.options]
 
 
 def parse_request(arguments: argparse.Namespace) -> PaintRequest:
@@ -187,16 +251,18 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
     stated = vars(arguments)
     names = {**_RUN_DEFAULTS, **_MOTION_OPTIONS, **options_lib.FIELDS}
     values = {name: stated[name] for name in names if name in stated and stated[name] != []}
-    only = None
+    only, grid = None, _parse_grid(arguments.grid or [])
     if arguments.repeat:
-        conflicting = sorted(values.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
+        conflicting = ["grid"] if grid else ["explore"] if arguments.explore else []
+        conflicting += sorted(values.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
         if conflicting:
             argument = "a PROMPT" if conflicting[0] == "prompts" else _flag(conflicting[0])
             raise UserError(f"--repeat reproduces an image: {argument} would change the result; leave it out")
-        saved, only = _read_painted(arguments.repeat)
+        saved, only, grid = _read_painted(arguments.repeat)
         values = saved | values
     elif arguments.config:
         from_file = _read_config(arguments.config)
+        grid = _check_grid(arguments.config, from_file.pop("grid", {})) | grid
         options_lib.refuse_unknown(from_file, names, f"an option (in {arguments.config})")
         values = from_file | values
     run = _RUN_DEFAULTS | {name: values[name] for name in _RUN_DEFAULTS if name in values}
@@ -210,22 +276,62 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
         raise UserError(f"dtype = {run['dtype']!r}; it must be one of {', '.join(arguments_lib.DTYPES)}")
     if not arguments.repeat:  # metadata contain expanded prompts, never @FILE
         run["prompts"] = arguments_lib.lines(run["prompts"], "a prompt")
-    drawer = values.get("drawer", "vqgan")
-    if drawer != "vqgan" and run["vqgan"]:
-        raise UserError(f"--vqgan {run['vqgan']}: the drawer {drawer} uses no VQGAN; leave it out")
+    if bool(grid) != arguments.explore and not arguments.repeat:
+        raise UserError("--explore paints the combinations of --grid NAME=VALUE,VALUE: give both, or neither of them")
+    options = {name: values[name] for name in options_lib.FIELDS if name in values}
+    request = PaintRequest(run, options, {name: values[name] for name in _MOTION_OPTIONS if name in values}, only, grid)
+    drawers = {presets.apply(cell).get("drawer", "vqgan") for cell in request.cells}
+    if "vqgan" not in drawers and run["vqgan"]:
+        raise UserError(f"--vqgan {run['vqgan']}: the drawer {', '.join(drawers)} uses no VQGAN; leave it out")
     for name, argument in (("prompts", "a prompt"), ("vqgan", "--vqgan MODEL"), ("clip", "--clip MODEL")):
-        if not run[name] and (name != "vqgan" or drawer == "vqgan"):
+        if not run[name] and (name != "vqgan" or "vqgan" in drawers):
             needed = "one prompt, one VQGAN (or another --drawer) and one CLIP"
             raise UserError(f"{argument} is missing: paint needs at least {needed}")
-    motion = {name: values[name] for name in _MOTION_OPTIONS if name in values}
-    if motion and "frames" not in motion:
+    motion = request.motion
+    if motion and not motion.keys() & {"frames", "video_in"}:
         flag = _flag(next(iter(motion)))
         raise UserError(f"{flag} applies to animations only: set the number of frames of a scene by --frames")
-    return PaintRequest(run, {name: values[name] for name in options_lib.FIELDS if name in values}, motion, only)
+    if motion and _needs_rate(motion, run["prompts"]):
+        fps = values.get("fps", arguments.fps or video.FPS)
+        if arguments.fps not in (None, fps):
+            raise UserError(f"--repeat reproduces an animation of {fps:g} frames per second: leave --fps out")
+        motion["fps"] = fps
+    return request
 
 
-def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
-    """Reads the arguments of a painted PNG, and its index in the batch (None: the whole batch)."""
+def _parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Parses NAME=VALUE,VALUE. Raises UserError for unknown names and invalid values."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise UserError(f"--grid {text}: it must be NAME=VALUE,VALUE")
+        options_lib.refuse_unknown([name], options_lib.FIELDS, "an option (in --grid)")
+        parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
+        grid[name] = [_parse_text("--grid", name, part) for part in parts]
+    return grid
+
+
+def _check_grid(path: str, grid: Any) -> dict[str, list[Any]]:
+    """Checks the grid of a config file. Raises UserError for what is no mapping of options to lists."""
+    if not isinstance(grid, Mapping) or not all(isinstance(values, list) for values in grid.values()):
+        raise UserError(f"{path}: grid = {grid!r}; it must be a mapping of options to lists of values")
+    options_lib.refuse_unknown(grid, options_lib.FIELDS, f"an option (in the grid of {path})")
+    return {name: [_parse_yaml_value(path, name, value) for value in values] for name, values in grid.items()}
+
+
+def _needs_rate(motion: Mapping[str, Any], prompts: Sequence[str]) -> bool:
+    """Returns whether an animation depends on the frames per second."""
+    from vqgan_jax.guided.prompts import parse
+
+    texts = [motion[name] for name in _MOVES if isinstance(motion.get(name), str)]
+    texts += [part.expression for scene in parse(prompts[0]) for part in scene if part.expression]
+    return "video_in" in motion or any(curves.parse(text).names & {"t", "sound"} for text in texts)
+
+
+def _read_painted(path: str) -> tuple[dict[str, Any], int | None, dict[str, list[Any]]]:
+    """Reads the arguments of a painted PNG, its index in the batch (None: the whole batch), and the grid of a sheet."""
     from vqgan_jax.guided import metadata
 
     fields = metadata.read(path)
@@ -233,12 +339,15 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None]:
     run = {name: fields[name] for name in ("prompts", "clip_weights", "dtype", "seed", "n")}
     options = options_lib.add_disabled_groups(fields["options"])
     options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
-    options_lib.refuse_unknown(fields["motion"], _MOTION_OPTIONS, f"a motion option of this version (in {path})")
+    motion_names = {**_MOTION_OPTIONS, "fps": None}
+    options_lib.refuse_unknown(fields["motion"], motion_names, f"a motion option of this version (in {path})")
     for name in options_lib.FIELDS.keys() - options.keys():
         raise UserError(f"{path} has no value of {name}: it was painted by another version")
     if fields["motion"]:
         options = {name: value for name, value in options.items() if name != "save_every"}
-    return run | models | options | fields["motion"], fields["only"]
+    if "grid" in fields:  # whose combinations complete the options that were given
+        return run | models | fields["grid"]["beside"], None, fields["grid"]["values"]
+    return run | models | options | fields["motion"], fields["only"], {}
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -260,8 +369,15 @@ def _parse_yaml_value(path: str, name: str, value: Any) -> Any:
     """Parses strings as the command line does, because YAML reads 1e-3 and 256x384 as strings."""
     if name == "aspect" and isinstance(value, int | float):
         raise UserError(f"{path}: YAML reads the aspect as the number {value}; write it in quotes, such as '16:9'")
-    if not isinstance(value, str) or name not in _STRING_PARSERS:
-        return value
+    return _parse_text(path, name, value) if isinstance(value, str) and name in _STRING_PARSERS else value
+
+
+def _parse_text(path: str, name: str, value: str) -> Any:
+    """Parses the text of an option in `path`. Raises UserError for invalid ones."""
+    if isinstance(options_lib.FIELDS.get(name) and options_lib.FIELDS[name].default, bool):
+        if value not in ("true", "false"):
+            raise UserError(f"{path}: {name} = {value!r}; it must be true or false")
+        return value == "true"
     try:
         return _STRING_PARSERS[name](value)
     except argparse.ArgumentTypeError as error:
@@ -283,13 +399,18 @@ def validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, 
     from vqgan_jax.guided.prompts import parse, parse_scene
 
     run = request.run
-    options_lib.resolve(request.options)
+    for options in request.cells:
+        options_lib.resolve(options)
     painting.check_request(run["seed"], run["n"], run["prompts"])
     targets.resolve_clip_weights(run["clip_weights"], len(run["clip"]))
     for prompt in run["prompts"]:
         (parse if request.motion else parse_scene)(prompt)
     if request.motion:
-        animation.Motion(**request.motion)
+        motion, scenes = animation.Motion(**request.motion), parse(run["prompts"][0])
+        animation.check_time(motion, scenes)
+        if motion.frames is not None:
+            motion.by_frame(len(scenes))
+            animation.expression_weights(scenes, motion)
     files = _hash_files(request)
     output_paths = {Path(path).resolve() for path in outputs if path}
     for path in files:
@@ -300,16 +421,16 @@ def validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, 
 
 def _paint(arguments: argparse.Namespace) -> int:
     """Runs the command `paint`."""
-    from vqgan_jax.guided import video
-
     out = arguments_lib.png(arguments.out, "the image")
     if arguments.preview:
         arguments_lib.png(arguments.preview, "the preview", "--preview")
-    outputs = ("out", "video", "preview", "state", "folder")
-    arguments_lib.check_outputs(**{name: getattr(arguments, name) for name in outputs})
+    outputs = {name: getattr(arguments, name) for name in ("out", "video", "preview", "state", "folder")}
+    if arguments.video and not Path(arguments.video).suffix:
+        del outputs["video"]  # a folder, checked below
+    arguments_lib.check_outputs(**outputs)
     if arguments.video:
-        video.check(arguments.video, arguments.fps)
-    elif arguments.fps != _FPS:
+        video.check(arguments.video, video.FPS if arguments.fps is None else arguments.fps)
+    elif arguments.fps is not None:
         raise UserError(f"--fps {arguments.fps:g} applies to videos only: name the video file by --video")
     try:
         request = parse_request(arguments)
@@ -319,9 +440,10 @@ def _paint(arguments: argparse.Namespace) -> int:
             sys.path.append(os.getcwd())
         files = validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
         if request.motion and not arguments.video and not arguments.repeat:
-            raise UserError("--frames creates an animation: name the video file by --video")
+            flag = "--video-in" if "video_in" in request.motion else "--frames"
+            raise UserError(f"{flag} creates an animation: name the video file by --video")
         vq, clips = _load_models(request, arguments.repeat, files)
-        run = _run_animation if request.motion else run_painting
+        run = _run_exploration if request.grid else _run_animation if request.motion else run_painting
         run(arguments, request, vq, clips, make_metadata(request, vq, clips, files))
     except (ConfigError, FloatingPointError) as error:
         raise UserError(str(error)) from error
@@ -356,15 +478,21 @@ def _hash_files(request: PaintRequest) -> dict[str, str]:
     from vqgan_jax.guided.prompts import parse
 
     scenes = [scene for prompt in request.run["prompts"] for scene in parse(prompt)]
-    options = options_lib.resolve(request.options)
-    hashes = metadata.hash_files(options, scenes)
-    return hashes | ({options.prior.prior: metadata.hash_run(options.prior.prior)} if options.prior else {})
+    hashes = {}
+    for options in map(options_lib.resolve, request.cells):
+        hashes |= metadata.hash_files(options, scenes)
+        hashes |= {options.prior.prior: metadata.hash_run(options.prior.prior)} if options.prior else {}
+    for name in ("video_in", "sound"):
+        if name in request.motion:
+            hashes |= metadata.hash_frames(request.motion[name])
+    return hashes
 
 
 def make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) -> dict[str, Any]:
     """Creates the metadata of a PNG."""
     run = request.run
-    return {
+    grid = {"grid": {"values": request.grid, "beside": request.options}} if request.grid else {}
+    return grid | {
         "prompts": run["prompts"],
         "seed": run["seed"],
         "n": run["n"],
@@ -375,7 +503,7 @@ def make_metadata(request: PaintRequest, vq, clips, files: Mapping[str, str]) ->
         "files": files,
         "motion": request.motion,
         "only": request.only,
-        "options": options_lib.resolve(request.options).to_json(),
+        "options": options_lib.resolve(request.cells[0]).to_json(),
     }
 
 
@@ -391,7 +519,7 @@ def run_painting(
     from PIL import Image
 
     from train_jax.pictures import enlarged_grid, image_grid
-    from vqgan_jax.guided import metadata, video
+    from vqgan_jax.guided import metadata
     from vqgan_jax.guided.colour import over_white
     from vqgan_jax.guided.painting import paint
 
@@ -425,14 +553,14 @@ def run_painting(
     if arguments.video:
         snapshots = over_white(painting.snapshots[selection])
         frames = [image_grid(group_by_prompt(snapshots[:, i])) for i in range(snapshots.shape[1])]
-        video.write(arguments.video, frames, arguments.fps)
+        video.write(arguments.video, frames, arguments.fps or video.FPS)
 
 
 def _run_animation(arguments, request: PaintRequest, vq, clips, fields: dict[str, Any]) -> None:
     """Paints an animation and writes the outputs."""
     from PIL import Image
 
-    from vqgan_jax.guided import metadata, video
+    from vqgan_jax.guided import metadata
     from vqgan_jax.guided.animation import Motion, animate
     from vqgan_jax.guided.colour import over_white
 
@@ -449,7 +577,49 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, fields: dict[str
     )  # fmt: skip
     metadata.save(Image.fromarray(animation.frames[-1]), arguments.out, fields)
     if arguments.video:
-        video.write(arguments.video, list(over_white(animation.frames)), arguments.fps)
+        fps = arguments.fps or request.motion.get("fps", video.FPS)
+        video.write(arguments.video, list(over_white(animation.frames)), fps)
+
+
+def _run_exploration(arguments, request: PaintRequest, vq, clips, fields: dict[str, Any]) -> None:
+    """Paints all combinations of a grid, and writes their sheet and their commands."""
+    from train_jax.pictures import enlarged_grid
+    from vqgan_jax.guided import metadata
+    from vqgan_jax.guided.exploration import explore, make_rows
+
+    run, out = request.run, Path(arguments.out)
+    if request.motion or run["n"] != 1:
+        raise UserError("--explore paints one image of each combination: leave out --n and the options of animations")
+    for name in ("state", "resume", "folder", "video", "preview"):
+        if getattr(arguments, name):
+            raise UserError(f"--{name} applies to one painting, not to the sheet of --explore: leave it out")
+    explored = explore(
+        vq, clips, run["prompts"], request.grid, seed=run["seed"], clip_weights=run["clip_weights"], **request.options
+    )
+    commands, sheet = [], []
+    for y, row in enumerate(make_rows(explored, request.grid)):
+        sheet.append([explored.images[place] for place in row])
+        for x, (prompt, cell) in enumerate(row):
+            name = out.with_name(f"{out.stem}-{y + 1}-{x + 1}.png")
+            words = _make_command(run, run["prompts"][prompt], explored.cells[cell], str(name))
+            loss = explored.losses[prompt, cell]
+            commands.append(f"# row {y + 1}, column {x + 1}: loss {loss:.4f}\n{shlex.join(words)}\n")
+    print("".join(commands), end="")
+    out.with_suffix(".txt").write_text("".join(commands), "utf-8")
+    metadata.save(enlarged_grid(sheet), out, fields)
+
+
+def _make_command(run: Mapping[str, Any], prompt: str, options: Mapping[str, Any], out: str) -> list[str]:
+    """Makes the command line of one painting."""
+    from vqgan_jax.guided import exploration
+
+    words = ["vqgan-jax", "paint", prompt]
+    words += ["--vqgan", run["vqgan"]] if exploration.uses_vqgan(options) else []
+    for clip in run["clip"]:
+        words += ["--clip", clip]
+    words += [] if run["clip_weights"] is None else ["--clip-weights", ",".join(map(str, run["clip_weights"]))]
+    words += [] if run["dtype"] == "auto" else ["--dtype", run["dtype"]]
+    return [*words, "--seed", str(run["seed"]), *make_flags(options), "--out", out]
 
 
 def _save_direction(arguments: argparse.Namespace) -> int:
@@ -480,4 +650,11 @@ def _list_drawers(arguments: argparse.Namespace) -> int:
         if drawer.regularise is not Drawer.regularise:
             penalty = drawer.regularise.__doc__.splitlines()[0].rstrip(".")
             print(f"          --sparsity  weight of the {penalty[0].lower()}{penalty[1:]}")
+    return 0
+
+
+def _list_presets(arguments: argparse.Namespace) -> int:
+    """Runs the command `presets`."""
+    for name, look in presets.TABLE.items():
+        print(f"{name:14}{look.text}\n              {shlex.join(make_flags(look.options))}")
     return 0

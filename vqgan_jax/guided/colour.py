@@ -35,7 +35,9 @@ def flatten(
     return x[..., 3:] * x[..., :3] + (1 - x[..., 3:]) * background
 
 
-def cover(x: Float[Array | np.ndarray, "h w c"], overlay: Float[Array | np.ndarray, "h w 4"]) -> Float[Array, "h w c"]:
+def cover(
+    x: Float[Array | np.ndarray, "h w c"], overlay: Float[Array | np.ndarray, "h w 4"]
+) -> Float[Array | np.ndarray, "h w c"]:
     """Composites an RGBA overlay over a picture with or without alpha."""
     opacity = overlay[..., 3:]
     if x.shape[-1] == 3:

@@ -13,6 +13,7 @@ from train_jax.arguments import DTYPES
 from train_jax.data.files import read_bytes
 from train_jax.errors import UserError
 from train_jax.pictures import read_png_text, save_png
+from vqgan_jax.guided import video
 from vqgan_jax.guided.options import IMAGE_OPTIONS, Options
 from vqgan_jax.guided.prompts import Scene
 
@@ -33,6 +34,12 @@ def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
     if options.custom_losses is not None:
         hashes |= {f"the loss {loss.name}": loss.hash_source() for loss in options.custom_losses.losses}
     return hashes | {file: hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
+
+
+def hash_frames(path: str) -> dict[str, str]:
+    """Hashes a video or sound, or the pictures of a folder, by SHA-256, keyed by path."""
+    files = video.list_pictures(path) if Path(path).is_dir() else [path]
+    return {str(file): hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
 
 
 def hash_run(path: str) -> str:
@@ -75,6 +82,8 @@ def _is_valid(fields: dict[str, Any]) -> bool:
     valid = (
         valid and all(isinstance(prompt, str) for prompt in fields["prompts"]) and isinstance(fields["prompts"], list)
     )
+    grid = fields.get("grid", {"values": {}, "beside": {}})
+    valid = valid and isinstance(grid["values"], dict) and isinstance(grid["beside"], dict)
     num_images = type(fields["n"]) is int and fields["n"] * len(fields["prompts"])
     return valid and (fields["only"] is None or (type(fields["only"]) is int and 0 <= fields["only"] < num_images))
 

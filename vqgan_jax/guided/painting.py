@@ -20,6 +20,7 @@ from train_jax.errors import ConfigError
 from train_jax.profiling import MemoryPlan
 from vqgan_jax.guided import augment, keyframes, latents, memory, prior, resume, starts, targets, trajectory, views
 from vqgan_jax.guided import options as options_lib
+from vqgan_jax.guided.colour import cover, flatten
 from vqgan_jax.guided.drawers.drawer import Drawer, Parameters
 from vqgan_jax.guided.drawers.vqgan import VqganLatents
 from vqgan_jax.guided.options import Options
@@ -37,12 +38,13 @@ class Painting:
 
     Attributes:
       images: final images, RGB or, of some drawers, RGBA.
-      losses: loss before each step.
+      losses: loss before each step; after a painting has stopped (`stop_after`), the one before the step it does not take.
       snapshots: images after every `save_every` steps, and the final image.
       latents: optimised parameters of the drawer, or their moving average: an array of latents, or a tree of arrays.
       codes: nearest or most likely codes of the VQGAN; None for other drawers.
       plan: memory plan of a step per device, from the compiler.
       micro_cuts, remat: micro-batch size and rematerialisation of a step.
+      steps: number of steps taken.
     """
 
     images: UInt8[np.ndarray, "*n H W c"]
@@ -53,6 +55,7 @@ class Painting:
     plan: MemoryPlan | None
     micro_cuts: int
     remat: bool
+    steps: Int32[np.ndarray, "*n"]
 
 
 class Job(NamedTuple):
@@ -155,7 +158,7 @@ def paint_many(
         values = np.concatenate(parts)
         return values.reshape(*axes, *values.shape[1:])
 
-    names = ("images", "losses", "snapshots", "latents", "codes")
+    names = ("images", "losses", "snapshots", "latents", "codes", "steps")
     arrays = {name: jax.tree.map(join, *(getattr(painting, name) for painting in paintings)) for name in names}
     return dataclasses.replace(paintings[0], **arrays)
 
@@ -215,6 +218,10 @@ class Painter:
         self.mesh = jax.tree.leaves((vq or self.clips[0]).variables)[0].sharding.mesh
         if vq is not None:
             memory.check_decoder(vq, self.size, len(self.jobs), self.mesh)
+        self.repeated_overlay = None
+        if (repeated := self.options.repeated_overlay) is not None:
+            overlay = starts.load_overlay(self.options.canvas.overlay, self.size, may_hide=True)
+            self.repeated_overlay = overlay * np.array([1, 1, 1, repeated.overlay_alpha], np.float32)
         self.prior = loaded
         if loaded is None and self.options.prior is not None:
             self.prior = prior.load(self.options.prior.prior, vq, self.size)
@@ -245,7 +252,7 @@ class Painter:
         with tqdm(total=schedule.steps, initial=done, unit="step", desc="paint", disable=not progress) as bar:
             while done < schedule.steps:
                 length = min(schedule.save_every - done % schedule.save_every, schedule.steps - done)
-                state, new_losses = self.advance(state, length)
+                state, new_losses = self._advance_with_overlays(state, done, length)
                 done += length
                 losses.append(new_losses)
                 rendered = self.render(state)
@@ -257,11 +264,16 @@ class Painter:
                     save(state, losses_so_far)
                 if preview is not None:
                     preview(done, rendered[0], losses_so_far)
+                if (np.asarray(state.step) < done).all():  # all have stopped: nothing changes any more
+                    count = -(-schedule.steps // schedule.save_every)
+                    snapshots += [rendered[0]] * (count - -(-done // schedule.save_every))
+                    losses.append(new_losses[:, -1:].repeat(schedule.steps - done, axis=1))
+                    break
         images, codes, z = rendered or self.render(state)
         snapshots = np.stack(snapshots or [images], axis=1)
         step = next(iter(self.steps.values()), None)
         split = (step.plan, step.micro_cuts, step.remat) if step else (None, *self._explicit_split())
-        return Painting(images, np.concatenate(losses, axis=1), snapshots, z, codes, *split)
+        return Painting(images, np.concatenate(losses, axis=1), snapshots, z, codes, *split, np.asarray(state.step))
 
     def advance(self, state: trajectory.State, length: int) -> tuple[trajectory.State, Float32[np.ndarray, "n length"]]:
         """Runs `length` steps. Raises FloatingPointError if a loss is not finite."""
@@ -278,6 +290,34 @@ class Painter:
                 "smaller weights of the prompt parts and of the additional losses"
             )
         return state, losses
+
+    def _advance_with_overlays(
+        self, state: trajectory.State, done: int, length: int
+    ) -> tuple[trajectory.State, Float32[np.ndarray, "n length"]]:
+        """Runs `length` steps after the first `done`, and lays the overlay over the pictures whenever that is due."""
+        if self.repeated_overlay is None:
+            return self.advance(state, length)
+        every, end, losses = self.options.repeated_overlay.overlay_every, done + length, []
+        while done < end:
+            if self.options.repeated_overlay.is_due(done):
+                images = self.lay_over(self.render_without_overlay(state))
+                state = self.restart(state, self.encode(images, state.z))
+            part = min(every - done % every, end - done)
+            state, new_losses = self.advance(state, part)
+            losses.append(new_losses)
+            done += part
+        return state, np.concatenate(losses, axis=1)
+
+    def lay_over(self, images: Float32[np.ndarray, "n H W c"]) -> Float32[np.ndarray, "n H W 3"]:
+        """Composites the repeated overlay over pictures, of which those with alpha are over white."""
+        return np.stack([np.asarray(cover(flatten(image, 1.0), self.repeated_overlay)) for image in images])
+
+    def restart(self, state: trajectory.State, latents: Parameters) -> trajectory.State:
+        """Returns a state of other parameters, with a new state of the optimiser.
+
+        The step counter continues, so that random cutouts are drawn anew.
+        """
+        return self.init_state(latents)._replace(step=state.step)
 
     def render(
         self, state: trajectory.State
@@ -298,7 +338,10 @@ class Painter:
     def init_state(self, init_latents: Parameters) -> trajectory.State:
         """Creates the state before the first step."""
         with jax.set_mesh(self.mesh):
-            return self.to_devices(trajectory.init_state(self.options.optimization.optimizer, init_latents))
+            state = trajectory.init_state(self.options.optimization.optimizer, init_latents)
+            if self.options.auto_stop is not None:
+                state = trajectory.begin_stopping(state)
+            return self.to_devices(state)
 
     def to_devices(self, tree: Any) -> Any:
         """Moves arrays to the devices, sharded over paintings if the devices divide their number, else replicated."""
@@ -400,7 +443,8 @@ class Painter:
         o, n = self.options, len(self.jobs)
         target_vectors, weights, stops = targets.embed_scenes(self.clips, [job.scene for job in self.jobs])
         init_images, init_latents = self._make_starts()
-        overlay, palette, border, aesthetic = o.canvas.overlay, o.palette, o.border, o.aesthetic
+        palette, border, aesthetic = o.palette, o.border, o.aesthetic
+        overlay = o.canvas.overlay if o.repeated_overlay is None else None
         is_guided = o.prior is not None and any(job.options.prior.prior_guidance != 1 for job in self.jobs)
 
         def repeat(x):
@@ -428,6 +472,7 @@ class Painter:
             else self.prior.encode([job.scene for job in self.jobs], o.prior.prior_text, is_guided),
             views=views.make_views([job.scene for job in self.jobs], self.size, aesthetic is not None),
             keyframes=keyframes.make_keyframes([job.scene for job in self.jobs], o.schedule.steps),
+            rate_drops=None if o.rate_drops is None else repeat(np.array(o.rate_drops.lr_drops, np.float32)),
             custom_weights=None
             if o.custom_losses is None
             else repeat(np.array([loss.weight for loss in o.custom_losses.losses], np.float32)),

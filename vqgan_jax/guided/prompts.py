@@ -5,27 +5,27 @@
     part      = content {":" field}
     content   = text | "image=" path | "noise=" seed | "direction=" path
     field     = weight | stop | "place=" place | "mask=" path | "from=" step | "until=" step
-    weight    = number | keyframes                    the first field without a name, stop is the second
+    weight    = number | keyframes | "(" expression ")"   the first field without a name, stop is the second
     keyframes = "(" step ":" number {"," step ":" number} ")"
     place     = a name in PLACES | left "," top "," right "," bottom
 
 A negative weight maximises the distance to the part. Below its stop a part has no gradient. Between keyframes the weight is
 linear in steps, before the first and after the last it is theirs; it is 0 before the step `from` and from the step `until`
-on. A part with a place, a box in fractions of the sides, or with a mask, an image that is white where the part sees the
-picture, has no gradient elsewhere.
+on. In animations it may be an expression of `guided.curves`, such as `(0.5+sound)`. A part with a place, a box in fractions
+of the sides, or with a mask, an image that is white where the part sees the picture, has no gradient elsewhere.
 
 `\\` escapes the special characters `| ^ : = \\`. A colon between two digits of a text is an error, because it is ambiguous:
 it belongs to the text in "a clock at 12:30", and precedes a weight in "route 66:0.5".
 """
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from train_jax.errors import UserError, in_float32
+from vqgan_jax.guided import curves
 
 # Boxes (left, top, right, bottom) by name, in fractions of the sides.
 PLACES = {
@@ -61,6 +61,7 @@ class Part:
       start, end: first step of the part, and the step after its last; None: the last of the painting.
       place: box (left, top, right, bottom) that the part sees, in fractions of the sides; None: the whole picture.
       mask: path of the image that is white where the part sees the picture.
+      expression: weight at each frame of an animation, in the grammar of `guided.curves`; "": it is `weight`.
     """
 
     content: str
@@ -72,6 +73,7 @@ class Part:
     end: int | None = None
     place: tuple[float, float, float, float] | None = None
     mask: str | None = None
+    expression: str = ""
 
     @property
     def files(self) -> list[str]:
@@ -104,6 +106,10 @@ def parse_scene(prompt: str) -> Scene:
     if len(scenes) > 1:
         position = next(i for i, character, is_special in _tokenize(prompt) if is_special and character == "^")
         _raise_at(prompt, position, "starts another scene, and an image has one: use animate (--frames) for several")
+    for part in scenes[0]:
+        if part.expression:
+            reason = "changes by frames, and an image has none: write keyframes (step:weight), or use animate (--frames)"
+            raise PromptError(f"the weight {part.expression} of {part.content!r} {reason}")
     return scenes[0]
 
 
@@ -151,9 +157,13 @@ def _parse_part(prompt: str, field: _Field) -> Part:
         _raise_at(
             prompt, fields[1][1], r"a part is text:weight:stop, with no third colon; write \: for a colon of the text"
         )
-    keyframes = _parse_keyframes(prompt, *fields[0]) if fields and _to_text(fields[0][0]).startswith("(") else ()
+    in_time = _to_text(fields[0][0]) if fields and _to_text(fields[0][0]).startswith("(") else ""
+    keyframes = _parse_keyframes(prompt, *fields[0]) if ":" in in_time else ()
+    expression = in_time if in_time and not keyframes else ""
+    if expression:
+        _check_expression(prompt, expression, _first_position(*fields[0]))
     weight = max(weight for _, weight in keyframes) if keyframes else 1.0
-    if fields and not keyframes:
+    if fields and not in_time:
         weight = _parse_number(prompt, *fields[0], "weight")
     if weight == 0 and not any(weight for _, weight in keyframes):
         _raise_at(prompt, _first_position(*fields[0]), "a part of weight 0 has no effect: leave it out")
@@ -163,7 +173,7 @@ def _parse_part(prompt: str, field: _Field) -> Part:
     if stop >= limit:
         reason = f"with stop {stop:g} a part of weight {weight:g} never has a gradient; it must be below {limit:.3g}"
         _raise_at(prompt, _first_position(*fields[1]), reason)
-    return Part(text, weight, stop, kind, keyframes, **named)
+    return Part(text, weight, stop, kind, keyframes, expression=expression, **named)
 
 
 def _join_keyframes(fields: list[_Field]) -> list[_Field]:
@@ -180,18 +190,18 @@ def _join_keyframes(fields: list[_Field]) -> list[_Field]:
 def _parse_keyframes(prompt: str, characters: list[_Character], end: int) -> tuple[tuple[int, float], ...]:
     """Parses `(step:weight, step:weight)`."""
     text, position = _to_text(characters), _first_position(characters, end)
-    pairs = [re.fullmatch(rf"\s*({_STEP})\s*:([^:]+)", pair) for pair in text[1:-1].split(",")]
     try:
-        keyframes = tuple((int(pair[1]), float(pair[2])) for pair in pairs if pair)
-    except ValueError:
-        keyframes = ()
-    is_complete = text.endswith(")") and len(keyframes) == len(pairs)
-    if not is_complete or not all(in_float32(weight) for _, weight in keyframes):
-        _raise_at(prompt, position, f"{text!r} are not keyframes; write (step:weight, step:weight), such as (0:1, 100:0)")
-    steps = [step for step, _ in keyframes]
-    if any(a >= b for a, b in itertools.pairwise(steps)):
-        _raise_at(prompt, position, f"the steps of keyframes must increase, not {', '.join(map(str, steps))}")
-    return keyframes
+        return curves.parse_keyframes(text)
+    except ValueError as error:
+        _raise_at(prompt, position, str(error))
+
+
+def _check_expression(prompt: str, text: str, position: int) -> None:
+    """Raises PromptError for a text that is no expression."""
+    try:
+        curves.parse(text)
+    except curves.CurveError as error:
+        _raise_at(prompt, position, str(error))
 
 
 def _parse_named_fields(prompt: str, fields: list[_Field]) -> dict[str, Any]:

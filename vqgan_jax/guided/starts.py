@@ -72,15 +72,19 @@ def load_image(source, size: tuple[int, int], name: str) -> Float32[np.ndarray, 
     return np.asarray(fitted, np.float32) / 255
 
 
-def load_overlay(source, size: tuple[int, int]) -> Float32[np.ndarray, "H W 4"]:
-    """Loads an RGBA image like `load_image`. Raises ConfigError for an image without transparency."""
+def load_overlay(source, size: tuple[int, int], may_hide: bool = False) -> Float32[np.ndarray, "H W 4"]:
+    """Loads an RGBA image like `load_image`.
+
+    Args:
+      may_hide: whether the image may hide the whole painting; otherwise raises ConfigError if it has no transparency.
+    """
     if isinstance(source, np.ndarray):
         source = Image.fromarray(_to_uint8(source, 4, "overlay"))
     try:
         source = decode(source, convert=_keep_transparency)
     except BrokenSample as error:
         raise BrokenSample(f"overlay {source}: {error}") from error
-    if not source.has_transparency_data:
+    if not may_hide and not source.has_transparency_data:
         raise ConfigError("overlay has no transparency: it would hide the whole painting")
     fitted = ImageOps.fit(source.convert("RGBA"), size[::-1], Image.Resampling.LANCZOS)
     return np.asarray(fitted, np.float32) / 255

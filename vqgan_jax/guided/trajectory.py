@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax.code_transformer import CodeTransformer
 from vqgan_jax.guided import augment, colour, cutouts, losses
@@ -91,6 +91,7 @@ class Problem(NamedTuple):
       custom_weights: weights [k] of the custom losses.
       views: what the parts of a prompt see, if one of them has a place.
       keyframes: weights that change in time, if there are any.
+      rate_drops: steps [k] at which the learning rate drops, if it does.
     """
 
     key: jax.Array
@@ -109,6 +110,19 @@ class Problem(NamedTuple):
     custom_weights: jax.Array | None = None
     views: Views | None = None
     keyframes: Keyframes | None = None
+    rate_drops: jax.Array | None = None
+
+
+class Stopping(NamedTuple):
+    """What decides when a painting stops.
+
+    Attributes:
+      best: the lowest loss, up to the share that counts as better.
+      since: the step of that loss.
+    """
+
+    best: jax.Array
+    since: jax.Array
 
 
 class State(NamedTuple):
@@ -118,7 +132,8 @@ class State(NamedTuple):
       z: parameters of the drawer.
       optimizer: state of the optax transformation.
       average, total: the moving average of the parameters is `average / total`.
-      step: number of completed steps.
+      step: number of completed steps. It stays where a painting stops.
+      stopping: None if paintings never stop before the last step.
     """
 
     z: Parameters
@@ -126,6 +141,7 @@ class State(NamedTuple):
     average: Parameters
     total: jax.Array
     step: jax.Array
+    stopping: Stopping | None = None
 
 
 class Variables(NamedTuple):
@@ -225,12 +241,36 @@ def _optimization_step(perceptors, config: StaticConfig, variables: Variables, p
     updates, optimizer_state = gradient_transformation(config.optimizer).update(grads, state.optimizer, state.z)
     has_decayed = state.step >= hparams["lr_decay_at"] * hparams["steps"]
     lr = hparams["lr"] * jnp.where(has_decayed, hparams["lr_decay"], 1.0)
+    if problem.rate_drops is not None:
+        lr = lr * rate_factor(problem.rate_drops, hparams["lr_drop"], state.step)
     z = jax.tree.map(lambda z, update: z - lr * update, state.z, updates)
     z = config.drawer.project(z, Context(config.size, variables.drawer))
     decay = hparams["average"]
     average = jax.tree.map(lambda average, z: decay * average + (1 - decay) * z, state.average, z)
     total = decay * state.total + (1 - decay)
-    return State(z, optimizer_state, average, total, state.step + 1), value
+    new_state = State(z, optimizer_state, average, total, state.step + 1)
+    return new_state if state.stopping is None else _stop(hparams, state, new_state, value), value
+
+
+def rate_factor(drops: Float[Array, "k"], factor: Float[Array, ""], step: Int[Array, ""]) -> Float[Array, ""]:
+    """Computes the factor on the learning rate at a step, after drops by `factor` at the steps `drops`."""
+    return factor ** jnp.sum(step >= drops)
+
+
+def begin_stopping(state: State) -> State:
+    """Returns a state before the first step, of a painting that stops when its loss does not improve."""
+    return state._replace(stopping=Stopping(jnp.full(state.step.shape, jnp.inf), jnp.zeros_like(state.step)))
+
+
+def _stop(hparams, state: State, new_state: State, value: Float[Array, ""]) -> State:
+    """Returns the state after a step: the same as before, with its step counter, if the painting has stopped."""
+    best, since = state.stopping
+    threshold = jnp.where(jnp.isinf(best), best, best - hparams["stop_share"] * jnp.abs(best))
+    is_better = value < threshold
+    stopping = Stopping(jnp.where(is_better, value, best), jnp.where(is_better, state.step, since))
+    has_stopped = state.step - since > hparams["stop_after"]
+    new_state = new_state._replace(stopping=stopping)
+    return jax.tree.map(lambda old, new: jnp.where(has_stopped, old, new), state, new_state)
 
 
 def get_temperature(hparams, step):

@@ -132,11 +132,12 @@ def test_a_painting_resumes_from_its_state(model_flags, tmp_path):
 
 def test_a_story_is_a_video(model_flags, tmp_path):
     video = tmp_path / "story.gif"
-    motion = ("--frames", 2, "--blend", 1, "--frame-steps", 1, "--zoom", 1.1)
+    motion = ("--frames", 2, "--blend", 1, "--frame-steps", 1, "--zoom", "1.1-0.01*t", "--fps", 10)
     out = tmp_path / "last.png"
     assert call("paint", "a star ^ a circle", *model_flags, *ANIMATED, *motion, "--video", video, "--out", out) == 0
     with Image.open(video) as image:
-        assert image.n_frames == 4 and image.size == (128, 128)
+        assert image.n_frames == 4 and image.size == (128, 128) and image.info["duration"] == 100
+    assert metadata.read(out)["motion"]["fps"] == 10
     assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
     np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(out))
 
@@ -146,11 +147,13 @@ def test_a_story_is_a_video(model_flags, tmp_path):
     [
         (("a castle: at night",), "prompt, character 11"),
         (("a", "--out", "a.jpg"), "the image is a PNG"),
-        (("a", "--video", "a.avi"), "the suffix of a video must be one of .gif, .mp4"),
+        (("a", "--video", "a.avi"), "the suffix of a video must be one of .gif, .mp4, .webm"),
         (("a", "--fps", 20), "--fps 20 applies to videos only"),
         (("a", "--quality", "superb"), "quality = 'superb'; it must be one of draft"),
         (("a", "--init-weight", 1), "init_weight = 1.0 has no effect: give init_image or init_noise"),
         (("a", "--zoom", 1.1), "--zoom applies to animations only: set the number of frames"),
+        (("a", "--frames", 3, "--zoom", "1+", "--video", "a.gif"), "'1+', character 3 (at the end): this is not arithmetic"),
+        (("a", "--frames", 3, "--zoom", "n", "--video", "a.gif"), "zoom = 'n' is 0 at frame 0; it must be in [0.5, 2.0]"),
         (("a ^ b",), "starts another scene"),
         (("a", "--frames", 3), "--frames creates an animation: name the video file by --video"),
         (("a", "b", "--frames", 3, "--video", "a.gif"), "an animation has one prompt"),
@@ -165,6 +168,10 @@ def test_a_story_is_a_video(model_flags, tmp_path):
         (("image=nowhere.png",), "nowhere.png"),
         (("a", "--overlay", "nowhere.png"), "nowhere.png"),
         (("a", "--resume", "nowhere.npz"), "nowhere.npz"),
+        (("a", "--overlay-every", 2), "overlay_every = 2 has no effect: name the picture by overlay"),
+        (("a", "--overlay-alpha", 0.5), "overlay_alpha = 0.5 has no effect: give overlay_every"),
+        (("a", "--overlay", "a.png", "--overlay-every", 3, "--overlay-until", 2), "overlay_until = 2 is before"),
+        (("a", "--video-in", "nowhere.mp4"), "nowhere.mp4"),
         (("@nowhere.txt",), "nowhere.txt"),
         (("a", "--out", "a.png", "--init-image", "a.png"), "a.png is an input file"),
         (("a", "--out", "a.png", "--preview", "a.png"), "--out and --preview name the same file"),
@@ -250,6 +257,25 @@ def test_layers_make_a_transparent_picture_without_a_vqgan(models, tmp_path, cap
     (tmp_path / "o.yaml").write_text("drawer: layers\ndrawer_options: {of: grid, count: 3}\nsparsity: 0.1\nsize: 32x32")
     assert call("paint", *words, "--config", tmp_path / "o.yaml", "--n", 2, "--out", tmp_path / "two.png") == 0
     assert pixels(tmp_path / "two.png").shape == (4 * 32, 4 * (32 + 2 + 32), 3), "over white"
+
+
+def test_a_video_is_painted_again(models, tmp_path, capsys):
+    frames, painted, out = tmp_path / "frames", tmp_path / "painted", tmp_path / "last.png"
+    frames.mkdir()
+    for index, shade in enumerate((60, 160)):
+        Image.new("RGB", (16, 16), (shade, 255 - shade, 90)).save(frames / f"{index}.png")
+    words = (PROMPT, "--clip", models / "clip", *ANIMATED, "--drawer", "pixel", "--size", "16x16", "--frame-steps", 1)
+    overlay = ("--overlay", frames / "0.png", "--overlay-every", 1, "--overlay-alpha", 0.5)
+    assert call("paint", *words, *overlay, "--video-in", frames, "--video", painted, "--out", out) == 0
+    np.testing.assert_array_equal(pixels(painted / "00001.png"), pixels(out))
+    assert metadata.read(out)["motion"] == {"frame_steps": 1, "video_in": str(frames), "fps": 15}
+    assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "again.png"), pixels(out))
+    assert call("paint", "--repeat", out, "--video", painted, "--out", tmp_path / "again.png") == 2
+    assert "the folder is not empty" in capsys.readouterr().err
+    Image.new("RGB", (16, 16)).save(frames / "1.png")
+    assert call("paint", "--repeat", out, "--out", tmp_path / "again.png") == 2
+    assert "1.png of SHA-256" in capsys.readouterr().err
 
 
 def test_drawers_are_listed_with_their_options(capsys):

@@ -10,10 +10,11 @@ from vqgan_jax.guided import options as lib
 
 TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
-    prior_weight prior_guidance sparsity wide wide_side"""
+    prior_weight prior_guidance sparsity wide wide_side lr_drop stop_after stop_share"""
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
-    overlay prior prior_text drawer drawer_options losses"""
-FREE = "quality save_every memory micro_cuts remat"
+    overlay prior prior_text drawer drawer_options losses overlay_every overlay_until overlay_alpha
+    lr_drops"""
+FREE = "preset quality save_every memory micro_cuts remat"
 
 
 def test_qualities_are_defaults_of_steps_and_cuts():
@@ -120,6 +121,7 @@ def test_a_group_without_effect_is_absent():
     options = lib.resolve({})
     absent = {name for name in lib.GROUPS if getattr(options, name) is None}
     expected = "drawing start probabilities rate_decay border palette aesthetic prior custom_losses wide_cuts"
+    expected += " repeated_overlay rate_drops auto_stop preset"
     assert absent == set(expected.split())
     assert lib.resolve({"cut_method": "pooling"}).crops is None
     # Options of an absent group may be stated at their defaults.
@@ -129,7 +131,7 @@ def test_a_group_without_effect_is_absent():
 
 def test_options_keep_their_names():
     # They are arguments, flags, keys of config files and of metadata: earlier PNGs name them, too.
-    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 53
+    assert set(lib.TRACED) == set(TRACED.split())
     assert lib.FIELDS.keys() - lib.TRACED == set(STATIC.split()) | set(FREE.split())
     assert set(lib.FREE) == set(FREE.split())
 

@@ -120,7 +120,7 @@ def test_a_painting_follows_its_keyframes(clip, tmp_path):
         ("a:from=soon", 3, "from= needs a step, an integer of 0 or more, not 'soon'"),
         ("a:from=5:until=5", 10, "until=5 must be after from=5"),
         ("a:(0:1, 0:2)", 3, "the steps of keyframes must increase, not 0, 0"),
-        ("a:(0:1, 5:x)", 3, "'(0:1, 5:x)' are not keyframes; write (step:weight, step:weight)"),
+        ("a:(0:1, 5:x)", 3, "'(0:1, 5:x)' are not keyframes; write (step:number, step:number)"),
         ("a:(0:1, -5:2)", 3, "'(0:1, -5:2)' are not keyframes"),
         ("a:(0:1:2)", 3, "'(0:1:2)' are not keyframes"),
         ("a:(0:1,)", 3, "'(0:1,)' are not keyframes"),

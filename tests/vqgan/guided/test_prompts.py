@@ -50,6 +50,7 @@ def test_scenes():
         ("a:1e-60", 3, "'1e-60' is not a weight"),
         ("a:-1:0.1", 6, "with stop 0.1 a part of weight -1 never has a gradient; it must be below 0"),
         ("a:1:5", 5, "with stop 5 a part of weight 1 never has a gradient; it must be below 4.93"),
+        ("a:(n+x)", 3, "'(n+x)', character 4 (at 'x)'): 'x' is not a name"),
         ("a:1:2:3", 6, "no third colon"),
         ("picture=x.png", 8, "not 'picture'="),
         ("image= :2", 8, "image= needs a value"),
@@ -68,3 +69,5 @@ def test_mistakes_point_at_the_character(prompt, character, message):
 def test_a_picture_shows_one_scene():
     with pytest.raises(PromptError, match="character 3 .*another scene.*animate"):
         parse_scene("a ^ b")
+    with pytest.raises(PromptError, match=r"the weight \(n\) of 'a' changes by frames, and an image has none"):
+        parse_scene("a:(n)")

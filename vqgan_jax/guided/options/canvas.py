@@ -68,6 +68,31 @@ class Canvas(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class RepeatedOverlay(Group):
+    """Overlay that is painted over"""
+
+    needs = {"overlay_every": ()}
+
+    overlay_every: int = option(
+        0, "number of steps (frames) after which the overlay is laid over the picture again, and painted over; 0: it stays",
+        least=0,
+    )  # fmt: skip
+    overlay_until: int = option(0, "last step (frame) at which this happens; 0: no last one", least=0)
+    overlay_alpha: float = option(1.0, "opacity of the overlay", above=0, most=1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if 0 < self.overlay_until < self.overlay_every:
+            raise ConfigError(
+                f"overlay_until = {self.overlay_until} is before overlay_every = {self.overlay_every}, the first time"
+            )
+
+    def is_due(self, done: int) -> bool:
+        """Returns whether the overlay is laid over after this number of steps (frames)."""
+        return done > 0 and done % self.overlay_every == 0 and not 0 < self.overlay_until < done
+
+
+@dataclasses.dataclass(frozen=True)
 class Start(Group):
     """Initial image (default: random codes)"""
 

@@ -62,7 +62,7 @@ def make_drawer(name: str, values: Mapping[str, Any] | str) -> "Drawer":
 
     Raises ConfigError for unknown or invalid options.
     """
-    values = _parse_assignments(values) if isinstance(values, str) else values
+    values = parse_assignments(values) if isinstance(values, str) else values
     drawer_class = drawers.find(name)
     fields = {field.name: field for field in dataclasses.fields(drawer_class)}
     refuse_unknown(values, fields, f"an option of the drawer {name}")
@@ -70,7 +70,7 @@ def make_drawer(name: str, values: Mapping[str, Any] | str) -> "Drawer":
     return drawer_class(**parsed)
 
 
-def _parse_assignments(text: str) -> dict[str, str]:
+def parse_assignments(text: str) -> dict[str, str]:
     """Parses NAME=VALUE,NAME=VALUE. A part without = belongs to the value before it: colours=red,blue."""
     values: dict[str, str] = {}
     for part in text.split(","):

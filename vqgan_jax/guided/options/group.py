@@ -12,7 +12,7 @@ from train_jax.errors import ConfigError
 from train_jax.options import option
 
 
-def traced_option(default: float, meaning: str, **bounds: float | int) -> Any:
+def traced_option(default: float | int, meaning: str, **bounds: float | int) -> Any:
     """Declares a traced option of a group. Arguments are those of `train_jax.options.option`."""
     return dataclasses.field(default=default, metadata=option(default, meaning, **bounds).metadata | {"traced": True})
 

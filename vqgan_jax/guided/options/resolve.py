@@ -12,12 +12,13 @@ import numpy as np
 from train_jax import options as schema
 from train_jax.errors import ConfigError, in_float32
 from vqgan_jax.guided import drawers
-from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, Start
+from vqgan_jax.guided.options import presets
+from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, RepeatedOverlay, Start
 from vqgan_jax.guided.options.cutouts import Augmentations, Crops, Cutouts, WideCuts
 from vqgan_jax.guided.options.drawing import Drawing, Latents, Probabilities, make_drawer
 from vqgan_jax.guided.options.group import Group, differs_from_default, refuse_unknown, to_python
 from vqgan_jax.guided.options.losses import Aesthetic, Appearance, Border, CustomLosses, Palette, Prior
-from vqgan_jax.guided.options.schedule import QUALITIES, Memory, Optimization, RateDecay, Schedule
+from vqgan_jax.guided.options.schedule import QUALITIES, AutoStop, Memory, Optimization, RateDecay, RateDrops, Schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +26,17 @@ class Options:
     """Resolved options of a painting; None: a disabled group. Created by `resolve`."""
 
     schedule: Schedule
+    preset: presets.Preset | None
     drawing: Drawing | None
     canvas: Canvas
+    repeated_overlay: RepeatedOverlay | None
     start: Start | None
     latents: Latents | None
     probabilities: Probabilities | None
     optimization: Optimization
     rate_decay: RateDecay | None
+    rate_drops: RateDrops | None
+    auto_stop: AutoStop | None
     cutouts: Cutouts
     crops: Crops | None
     wide_cuts: WideCuts | None
@@ -63,7 +68,8 @@ class Options:
         for name in IMAGE_OPTIONS:
             if values[name] is not None:
                 values[name] = str(values[name]) if isinstance(values[name], str | Path) else "(an array)"
-        values |= {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
+        values |= {"size": values["size"] and list(values["size"])}
+        values |= {name: list(values[name]) for name in ("palette", "lr_drops")}
         values |= {"losses": [str(loss) for loss in values["losses"]]}
         return values | {"drawer_options": _to_json(values["drawer_options"])}
 
@@ -116,6 +122,13 @@ def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any
         raise ConfigError(f"micro_cuts = {micro_cuts} does not divide cuts = {cuts}")
     if any(values["cut_power"] != 1 for values in completed) and all(values["cut_min"] == 1 for values in completed):
         raise ConfigError("cut_min = 1 makes every crop the whole shorter side: cut_power has no effect; leave one out")
+    if completed[0]["overlay_every"] and completed[0]["overlay"] is None:
+        raise ConfigError(f"overlay_every = {completed[0]['overlay_every']} has no effect: name the picture by overlay")
+    late = [step for step in completed[0]["lr_drops"] if step >= completed[0]["steps"]]
+    if late:
+        raise ConfigError(f"lr_drops = {late[0]} has no effect: it must be below steps = {completed[0]['steps']}")
+    if completed[0]["overlay_every"] and any(values["stop_after"] for values in completed):
+        raise ConfigError("stop_after beside overlay_every: each overlay begins a new descent; leave one of them out")
     _check_wide_cuts(completed)
     if completed[0]["drawer"] != "vqgan":
         _check_drawer(completed)
@@ -140,6 +153,7 @@ def _make_group(name: str, values: Mapping[str, Any]) -> Group:
 def _complete(options: Mapping[str, Any]) -> dict[str, Any]:
     """Parses each option and completes the options with presets and defaults."""
     refuse_unknown(options, FIELDS, "an option")
+    options = presets.apply(options)
     options = {name: _parse_option(name, value) for name, value in options.items()}
     if options.get("drawer", "vqgan") != "vqgan":
         options["drawer_options"] = vars(make_drawer(options["drawer"], options.get("drawer_options") or {}))

@@ -48,6 +48,28 @@ class RateDecay(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class RateDrops(Group):
+    """Drops of the learning rate"""
+
+    needs = {"lr_drops": ()}
+
+    lr_drops: tuple[int, ...] = option((), "steps at which the learning rate drops, separated by commas", least=1)
+    lr_drop: float = traced_option(0.1, "factor on the learning rate at each of lr_drops", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoStop(Group):
+    """Stopping before the last step"""
+
+    needs = {"stop_after": ()}
+
+    stop_after: int = traced_option(0, "steps without a better loss after which a painting stops; 0: never", least=0)
+    stop_share: float = traced_option(
+        0.01, "share of the best loss by which a loss must be below it to be better", least=0, below=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Memory(Group):
     """Memory"""
 

@@ -1,0 +1,106 @@
+"""Explorations: paintings of all combinations of some values of options, as a sheet."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from train_jax.errors import ConfigError
+from vqgan_jax.guided import options as options_lib
+from vqgan_jax.guided.colour import over_white
+from vqgan_jax.guided.options import presets
+from vqgan_jax.guided.painting import Clips, paint_many
+from vqgan_jax.vqgan import Vqgan
+
+_SIZES = ("size", "aspect", "scale")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exploration:
+    """Paintings of prompts with all combinations of a grid.
+
+    Attributes:
+      cells: the options of each combination. The last name of the grid changes fastest.
+      images: final images, those with alpha over white.
+      losses: loss before the last step.
+    """
+
+    cells: list[dict[str, Any]]
+    images: UInt8[np.ndarray, "prompts cells H W 3"]
+    losses: Float32[np.ndarray, "prompts cells"]
+
+
+def combine(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns all combinations of the values of a grid. The last name changes fastest.
+
+    Raises ConfigError for unknown names, names without values, and options of the size, since a sheet has one.
+    """
+    options_lib.refuse_unknown(grid, options_lib.FIELDS, "an option of a grid")
+    for name, values in grid.items():
+        if name in _SIZES:
+            raise ConfigError(f"grid {name}: the pictures of a sheet have one size; give it beside the grid")
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ConfigError(f"grid {name} = {values!r}; it must be a list of values")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def uses_vqgan(options: Mapping[str, Any]) -> bool:
+    """Returns whether a painting with these options needs a VQGAN."""
+    return presets.apply(options).get("drawer", "vqgan") == "vqgan"
+
+
+def explore(
+    vq: Vqgan | None,
+    clip: Clips,
+    prompts: Sequence[str],
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    seed: int | np.integer = 0,
+    clip_weights: Sequence[float | int] | None = None,
+    progress: bool = True,
+    **options,
+) -> Exploration:
+    """Paints prompts with all combinations of a grid.
+
+    Combinations that differ only in traced options (`guided.options.TRACED`) are painted at once, by one program.
+
+    Args:
+      vq: None if no combination needs a VQGAN.
+      grid: names of options and their values, such as `{"drawer": ["pixel", "fourier"], "lr": [0.05, 0.1]}`.
+      others: as in `paint_many`.
+
+    Raises the errors of `paint_many` and `combine`.
+    """
+    cells = combine(grid)
+    traced = {name: values for name, values in grid.items() if name in options_lib.TRACED}
+    settings = combine(traced)
+    painted: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for static in combine({name: values for name, values in grid.items() if name not in traced}):
+        chosen = dict(options) | static
+        painting = paint_many(
+            vq if uses_vqgan(chosen) else None, clip, prompts, seeds=(seed,), settings=settings,
+            clip_weights=clip_weights, progress=progress, **chosen,
+        )  # fmt: skip
+        for index, setting in enumerate(settings):
+            images = over_white(painting.images[:, 0, index])
+            painted[_key(static | setting, grid)] = images, painting.losses[:, 0, index, -1]
+    images, losses = zip(*(painted[_key(cell, grid)] for cell in cells), strict=True)
+    return Exploration([dict(options) | cell for cell in cells], np.stack(images, axis=1), np.stack(losses, axis=1))
+
+
+def _key(cell: Mapping[str, Any], grid: Mapping[str, Any]) -> str:
+    return repr([cell[name] for name in grid])
+
+
+def make_rows(exploration: Exploration, grid: Mapping[str, Sequence[Any]]) -> list[list[tuple[int, int]]]:
+    """Arranges pairs (prompt, cell): a row for each prompt and, of several names, each value of the first."""
+    count = len(exploration.cells)
+    columns = count // len(next(iter(grid.values()))) if len(grid) > 1 else count
+    return [
+        [(prompt, cell) for cell in range(start, start + columns)]
+        for prompt in range(len(exploration.images))
+        for start in range(0, count, columns)
+    ]
