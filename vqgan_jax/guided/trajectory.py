@@ -308,7 +308,9 @@ def objective(perceptors, config: StaticConfig, variables: Variables, problem: P
         params, spacing = variables.prior
         codes = config.drawer.probabilities(state.z, context, spacing)
         # The likeliest image shows nothing: with the whole weight from the first step on, nothing would ever appear.
-        weight = problem.hparams["prior_weight"] * state.step / problem.hparams["steps"]
+        start = problem.hparams["prior_start"]
+        progress = (state.step / problem.hparams["steps"] - start) / (1 - start)
+        weight = problem.hparams["prior_weight"] * jnp.maximum(progress, 0)
         guidance = problem.hparams["prior_guidance"]
         total = total + weight * mean_nats(config.prior, params, problem.prior_condition, guidance, codes)
     if "sparsity" in config.terms:

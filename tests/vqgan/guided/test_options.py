@@ -10,7 +10,7 @@ from vqgan_jax.guided import options as lib
 
 TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
-    prior_weight prior_guidance sparsity wide wide_side lr_drop stop_after stop_share"""
+    prior_weight prior_start prior_guidance sparsity wide wide_side lr_drop stop_after stop_share"""
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
     overlay prior prior_text drawer drawer_options losses overlay_every overlay_until overlay_alpha
     lr_drops"""

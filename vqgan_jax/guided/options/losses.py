@@ -80,6 +80,9 @@ class Prior(Group):
     prior_weight: float = traced_option(
         0.05, "weight of the mean negative log-likelihood of a code, in nats; it grows linearly from 0 to this", least=0
     )
+    prior_start: float = traced_option(
+        0.0, "share of the steps before which the prior has no weight, so that CLIP alone decides colours", least=0, below=1
+    )
     prior_text: bool = option(
         False, "whether a DALL-E as prior reads the prompt (its first text), so that images of it are likely"
     )
