@@ -325,6 +325,23 @@ def test_splits_are_named_with_the_data_or_as_options(runs):
             finetune.make_config("base", "clip", "digits", ["digits"], [*words[:1], word])
 
 
+def test_replay_takes_its_share_of_the_training_from_the_data_to_keep(tmp_path, runs):
+    """Each source once, also if it is kept on several splits; what is held out of one is held out of all."""
+    folder, c, _ = runs
+    words, keep = [f"--config.data.data_dir={c.data.data_dir}"], ["digits", "digits@train[:9]"]
+    config, metrics = finetune.make_config("base", "clip", "1 digits | 3 digits", keep, words, 0.2)
+    assert config.data.source == "20 digits | 60 digits | 20 digits" and config.data.split == "train"
+    assert config.evals.new.source == "1 digits | 3 digits" and len(metrics) == 3
+    for index in range(10):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text("black")
+    config, _ = finetune.make_config("base", "clip", "digits", ["digits", f"folder:{tmp_path}"], words, 0.5)
+    assert config.data.source == f"50 digits | 25 digits | 25 folder:{tmp_path}" and config.data.split == "train[10%:]"
+    for keep, share in ([], 0.5), (["digits"], 1.0):
+        with pytest.raises(UserError, match=f"--replay={share:g}: name a share from 0 to below 1, and data"):
+            finetune.make_config("base", "clip", "digits", keep, words, share)
+
+
 def test_data_that_are_not_there_are_an_error(finetuned, capsys):
     assert finetune.main(["base", "--data=folder:nowhere", "--workdir=run"]) == 2
     assert "nowhere" in capsys.readouterr().err
