@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from clip_jax.mci import MLP_RATIO
+from clip_jax.mci import DESIGNS
 from clip_jax.options import CLIPOptions, ImageOptions
 from train_jax.profiling import BACKWARD, conv_flops, dense_flops, transformer_flops
 
@@ -123,20 +123,20 @@ def _convnext_flops(options: CLIPOptions) -> int:
 
 
 def _mci_flops(options: CLIPOptions) -> int:
-    image, last = options.image, len(options.image.layers) - 1
-    side, width = image.size // 4, image.width
+    image, stages = options.image, len(options.image.layers)
+    side, width, design = image.size // 4, image.width, DESIGNS[stages]
     total = conv_flops(2 * side, 2 * side, 3, 3, width) + conv_flops(side, side, 3, 1, width)
     total += dense_flops(side**2, width, width)
     for stage, blocks in enumerate(image.layers):
         if stage:
             side, width = side // 2, 2 * width
             total += conv_flops(side, side, 7, 1, width) + dense_flops(side**2, width, width)
-            total += 2 * dense_flops(1, width, width // 4) if stage >= last - 1 else 0
+            total += 2 * dense_flops(1, width, width // 4) if stage >= stages - design.exciting else 0
         mixer = conv_flops(side, side, 3, 1, width)
-        if stage == last:
+        if stage >= stages - design.attending:
             total += conv_flops(side, side, 7, 1, width)
             mixer = transformer_flops(side**2, width, 1, 0.0)
-        mlp = 2 * dense_flops(side**2, width, MLP_RATIO * width)
+        mlp = 2 * dense_flops(side**2, width, design.mlp_ratio * width)
         total += blocks * (mixer + conv_flops(side, side, 7, 1, width) + mlp)
     total += conv_flops(side, side, 3, 1, 2 * width) + 2 * dense_flops(1, 2 * width, width // 8)
     return total + dense_flops(1, 2 * width, options.embed_dim)

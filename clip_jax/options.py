@@ -69,7 +69,7 @@ class ImageOptions(Options):
     pre_norm: bool = option(True, "whether there is a layer norm before the blocks")
     proj: bool = option(True, "whether there is a final linear projection; without it embed_dim must equal width")
     layers: tuple[int, ...] = option(
-        (3, 4, 6, 3), "number of blocks in each of the four stages of a tower that is no ViT", least=1
+        (3, 4, 6, 3), "blocks of each stage of a tower that is no ViT: four stages, or five of an mci", least=1
     )
     pool_heads: int = option(0, "number of heads of the pools map and query; 0: heads", least=0)
     pool_mlp_ratio: float = option(0.0, "width of the MLP of the pool map, in widths; 0: mlp_ratio", least=0)
@@ -170,15 +170,24 @@ class ImageOptions(Options):
             )
 
     def _check_stages(self, path: str) -> None:
-        if self.size % STRIDE:
-            raise ConfigError(f"config.{path}.size = {self.size} must be a multiple of {STRIDE} with a {self.tower}")
-        if len(self.layers) != 4:
-            raise ConfigError(f"config.{path}.layers = {self.layers}; a {self.tower} has four stages of at least one block")
+        stages = {4: "four", 5: "five"} if self.tower == "mci" else {4: "four"}
+        if len(self.layers) not in stages:
+            raise ConfigError(
+                f"config.{path}.layers = {self.layers}; tower = {self.tower!r} has {' or '.join(stages.values())} stages "
+                "of at least one block"
+            )
+        stride = STRIDE * 2 ** (len(self.layers) - 4)
+        if self.size % stride:
+            raise ConfigError(
+                f"config.{path}.size = {self.size} must be a multiple of {stride} with the {len(self.layers)} stages of "
+                f"tower = {self.tower!r}"
+            )
         if self.tower == "convnext":
             return
         if self.tower == "mci":
-            if self.width % 8:
-                raise ConfigError(f"config.{path}.width = {self.width} must be a multiple of 8 with an mci")
+            divisor = 8 if len(self.layers) == 4 else 4
+            if self.width % divisor:
+                raise ConfigError(f"config.{path}.width = {self.width} must be a multiple of {divisor} with an mci")
             return
         if self.width % 2 or (self.width * STRIDE) % self.heads:
             raise ConfigError(

@@ -113,6 +113,7 @@ FORMATS = (
     Format("clip/open-clip-siglip2", "open_clip, SigLIP of timm", "hf:timm/ViT-B-16-SigLIP"),
     Format("clip/open-clip-mobile", "open_clip, MobileCLIP-B of timm", "hf:apple/MobileCLIP-B-OpenCLIP"),
     Format("clip/open-clip-mci", "open_clip, MobileCLIP-S1, -S2, MobileCLIP2-S0 of timm", "hf:apple/MobileCLIP-S1-OpenCLIP"),
+    Format("clip/open-clip-mci-deep", "open_clip, MobileCLIP2-S3, -S4 of timm", "hf:timm/MobileCLIP2-S3-OpenCLIP"),
     Format("clip/open-clip-vitamin", "open_clip, ViTamin of timm", "hf:jienengchen/ViTamin-S"),
     Format("clip/openai-vit/ViT-tiny.pt", "OpenAI's `.pt`, ViT", "ViT-B-32.pt of github.com/openai/CLIP", "MIT"),
     Format("clip/openai-resnet/RN-tiny.pt", "OpenAI's `.pt`, ResNet", "RN50.pt of github.com/openai/CLIP", "MIT"),

@@ -9,6 +9,9 @@ adapters by --config.optim.lora, for example. Evaluates the new data and those t
 the line between (`train-jax blend`): one table, and a plot, line.png in the run directory. The point that gains most, among
 those that lose at most --tolerance of each metric to keep, is written to best/ in the run directory.
 
+Weights that must move far to know the new data leave the old behind, on the whole line: --replay=0.5 takes half of the
+training examples from the data to keep.
+
 Data with a split `test` are trained on `train` and evaluated on `test`; of other data a tenth is held out.
 --keep=SOURCE@SPLIT names another split to evaluate, --config.evals.new.split=… and --config.data.split=… those of the new
 data. CLIPs are compared by zero-shot accuracy (top1) if data have labels, else by retrieval (text_to_image/r1); VQGANs by
@@ -28,7 +31,7 @@ from ml_collections import ConfigDict
 import train_jax
 from train_jax import arguments, config_file, paths
 from train_jax.command import exit_code
-from train_jax.data import sources
+from train_jax.data import mixture, sources
 from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError, UserError
 from train_jax.evaluation import blend
@@ -73,6 +76,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--keep", action="append", default=[], metavar="SOURCE[@SPLIT]", help="data that must not be forgotten"
     )
+    parser.add_argument(
+        "--replay",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the training examples that come from the split config.data.split of the data to keep (default: 0)",
+    )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="run directory")
     parser.add_argument("--alpha", default="0:1:0.1", metavar="A,…", help="points of the line (default: 0:1:0.1)")
     parser.add_argument(
@@ -91,7 +101,7 @@ def finetune(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     model, alphas, family = options.model, blend.parse_alphas(options.alpha), _FAMILIES[options.family]
     if 0 not in alphas:
         raise UserError(f"--alpha={options.alpha}: let it contain 0, the weights before training")
-    config, metrics = make_config(model, options.family, options.data, options.keep, overrides)
+    config, metrics = make_config(model, options.family, options.data, options.keep, overrides, options.replay)
     workdir = paths.run_directory(options.workdir)
     arguments.check_folder(str(workdir), "--workdir")
     train_jax.run(config, workdir)
@@ -109,30 +119,47 @@ def finetune(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def make_config(
-    model: str, family: str, data: str, keep: Sequence[str], overrides: Sequence[str]
+    model: str, family: str, data: str, keep: Sequence[str], overrides: Sequence[str], replay: float = 0.0
 ) -> tuple[ConfigDict, list[str]]:
     """Makes the config of a fine-tuning. Returns it with the metrics of the new data and of each of those to keep.
 
     Args:
       keep: sources, or "SOURCE@SPLIT".
       overrides: arguments of the form `--config.NAME=VALUE`, of which those of `config.evals` change the comparison.
+      replay: share in [0, 1) of the training examples that come from the sources to keep.
 
-    Raises ConfigError for options that the recipe or the task does not have, and for evaluators that compare nothing;
-    DataError for data that cannot be opened.
+    Raises UserError for a share without data to keep, or out of its range; ConfigError for options that the recipe or the
+    task does not have, and for evaluators that compare nothing; DataError for data that cannot be opened.
     """
+    old = dict(map(_parse_source, keep))  # a source that is evaluated on several splits is replayed once
+    if not 0 <= replay < 1 or (replay and not old):
+        raise UserError(f"--replay={replay:g}: name a share from 0 to below 1, and data to take it from by --keep=SOURCE")
     config = config_file.load(_FAMILIES[family].recipe)
-    config.pretrained, config.data.source, config.evals = model, data, ConfigDict()
+    config.pretrained, config.evals = model, ConfigDict()
+    config.data.source = _mix(data, list(old), replay) if replay else data
     data_dir = config_file.override(config, overrides).data.get("data_dir") or None
     names = ["new", *(("old",) if len(keep) == 1 else (f"old{i}" for i in range(1, len(keep) + 1)))]
     for name, (source, split) in zip(names, [(data, ""), *map(_parse_source, keep)], strict=True):
         train, test, opened = _open_splits(source, split, data_dir)
-        if name == "new":
+        if name == "new" or (replay and train != "train"):  # what is held out of one is held out of all
             config.data.split = train
         is_labelled = family == "clip" and opened.label_names is not None
         type_ = "zero_shot" if is_labelled else _FAMILIES[family].evaluator
         config.evals[name] = ConfigDict({"type": type_, "source": source, "split": test})
     config = config_file.override(config, overrides)
     return config, [_find_metric(config, name) for name in names]
+
+
+def _mix(data: str, old: Sequence[str], replay: float) -> str:
+    """Returns a mixture of which `replay` comes from the old sources, in equal shares."""
+
+    def scale(source, share):
+        parts = mixture.parse(source)
+        total = sum(weight for weight, _ in parts)
+        return [f"{100 * share * weight / total:.4g} {name}" for weight, name in parts]
+
+    parts = scale(data, 1 - replay) + [part for source in old for part in scale(source, replay / len(old))]
+    return f" {mixture.SEPARATOR} ".join(parts)
 
 
 def _parse_source(text: str) -> tuple[str, str]:

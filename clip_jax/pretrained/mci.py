@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.mci import HEAD_DIM
-from clip_jax.pretrained.openai import linear_entries
+from clip_jax.mci import DESIGNS, HEAD_DIM, positions_name
+from clip_jax.pretrained.openai import linear_entries, norm_entries
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry
 
 TRUNK = "visual.trunk"
 # Width of the first stage and blocks of the stages, by scale.
-MCI = {"mci0": (64, (2, 6, 10, 2)), "mci1": (64, (4, 12, 20, 4)), "mci2": (80, (4, 12, 24, 4))}
+MCI = {
+    "mci0": (64, (2, 6, 10, 2)), "mci1": (64, (4, 12, 20, 4)), "mci2": (80, (4, 12, 24, 4)),
+    "mci3": (96, (2, 12, 24, 4, 2)), "mci4": (128, (2, 12, 24, 4, 4)),
+}  # fmt: skip
 _EPS = 1e-5  # of all batch norms
 
 
@@ -23,21 +26,25 @@ def list_entries(image: Mapping) -> Iterator[Entry]:
     """Lists the parameters of the tower with their names in `fold`."""
     for index in range(3):
         yield from linear_entries(f"vision/stem{index + 1}", f"{TRUNK}.stem.{index}.reparam_conv", "conv")
-    last = len(image["layers"]) - 1
+    stages = len(image["layers"])
+    design = DESIGNS[stages]
     for stage, blocks in enumerate(image["layers"]):
         theirs = f"{TRUNK}.stages.{stage}"
         if stage:
             ours, down = f"vision/downsample{stage + 1}", f"{theirs}.downsample.proj"
             for index in range(2):
                 yield from linear_entries(f"{ours}/conv{index + 1}", f"{down}.{index}.reparam_conv", "conv")
-            if stage >= last - 1:
+            if stage >= stages - design.exciting:
                 yield from _excitation_entries(ours, f"{down}.0.se")
-        if stage == last:
-            yield from linear_entries("vision/positions", f"{theirs}.pos_emb.reparam_conv", "conv")
+        attends = stage >= stages - design.attending
+        if attends:
+            yield from linear_entries(f"vision/{positions_name(stage, stages)}", f"{theirs}.pos_emb.reparam_conv", "conv")
         for index in range(blocks):
             ours, block = f"vision/stage{stage + 1}_{index}", f"{theirs}.blocks.{index}"
-            if stage == last:
-                heads = image["width"] * 2**last // HEAD_DIM
+            if attends:
+                heads = image["width"] * 2**stage // HEAD_DIM
+                if design.has_norm:
+                    yield from norm_entries(f"{ours}/norm", f"{block}.norm")
                 yield Entry(f"{ours}/attention/qkv/kernel", (f"{block}.token_mixer.qkv.weight",), "qkv", heads)
                 yield Entry(f"{ours}/attention/qkv/bias", (f"{block}.token_mixer.qkv.bias",), "qkv_bias", heads)
                 yield from linear_entries(f"{ours}/attention/out", f"{block}.token_mixer.proj", "merge_heads", heads)
@@ -79,18 +86,20 @@ class _Folding:
         self._tensors = dict(tensors)
 
     def apply(self, layers: tuple[int, ...]) -> dict[str, Any]:
+        design = DESIGNS[len(layers)]
         for index, has_shortcut in enumerate((False, False, True)):
-            self._convolution(f"{TRUNK}.stem.{index}", has_scale=index < 2, has_shortcut=has_shortcut)
-        last = len(layers) - 1
+            has_scale = index < 2 and not design.has_norm
+            self._convolution(f"{TRUNK}.stem.{index}", has_scale, has_shortcut)
         for stage, blocks in enumerate(layers):
             theirs = f"{TRUNK}.stages.{stage}"
             if stage:
                 self._large_convolution(f"{theirs}.downsample.proj.0")
                 self._convolution(f"{theirs}.downsample.proj.1", has_scale=False, has_shortcut=True)
-            if stage == last:
+            attends = stage >= len(layers) - design.attending
+            if attends:
                 self._positions(f"{theirs}.pos_emb")
             for index in range(blocks):
-                self._block(f"{theirs}.blocks.{index}", attends=stage == last)
+                self._block(f"{theirs}.blocks.{index}", attends, design.has_norm)
         self._convolution(f"{TRUNK}.final_conv", has_scale=True, has_shortcut=False)
         return self._tensors
 
@@ -139,11 +148,12 @@ class _Folding:
             kernel = self._take(f"{name}.pos_enc.weight")
             self._put(f"{name}.reparam_conv", kernel + _identity(kernel.shape), self._take(f"{name}.pos_enc.bias"))
 
-    def _block(self, name: str, attends: bool) -> None:
+    def _block(self, name: str, attends: bool, has_layer_norm: bool) -> None:
         mixer = f"{name}.token_mixer"
         if attends:
-            scale, shift = self._norm(f"{name}.norm")
             kernel = self._take(f"{mixer}.qkv.weight")
+            identity = np.ones(kernel.shape[1]), np.zeros(kernel.shape[1])
+            scale, shift = identity if has_layer_norm else self._norm(f"{name}.norm")
             self._put(f"{mixer}.qkv", kernel * scale[None], kernel @ shift)
             self._scale(f"{mixer}.proj", f"{name}.layer_scale_1")
         elif not self._is_folded(mixer):

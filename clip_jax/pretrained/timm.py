@@ -81,7 +81,7 @@ def convert_options(config: Mapping, embed_dim: int, file: Path) -> dict:
         raise LoadError(
             f"{file}: vision_cfg.timm_model_name = {name!r}: this trunk of timm is not supported; supported are "
             "vit_SCALE_patchP_siglip_SIZE, vit_SCALE_patchP_clip_SIZE, vit_pe_core_SCALE_patchP_SIZE, "
-            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224, vit_base_mci_224, fastvit_mci0 to 2, convnext_SCALE and "
+            "eva02_SCALE_patchP_clip_SIZE, eva_giant_patch14_224, vit_base_mci_224, fastvit_mci0 to 4, convnext_SCALE and "
             "vitamin_SCALE_SIZE"
         )
     family = match["family"]
@@ -141,9 +141,9 @@ def _convert_convnext(config: Mapping, scale: str, embed_dim: int, file: Path) -
 
 
 def _check_doubled(widths: Sequence[int], key: str, file: Path) -> int:
-    """Returns the width of the first of four stages. Raises LoadError unless each has twice that of the last."""
-    width, *others = widths
-    if others != [2 * width, 4 * width, 8 * width]:
+    """Returns the width of the first stage. Raises LoadError unless each has twice that of the last."""
+    width = widths[0]
+    if list(widths) != [width * 2**stage for stage in range(len(widths))]:
         raise LoadError(f"{file}: vision_cfg.timm_model_kwargs.{key} = {widths!r}; each must be twice the last")
     return width
 
@@ -156,7 +156,11 @@ def _convert_mci(config: Mapping, scale: str, file: Path) -> dict:
     kwargs = _read_kwargs(config, {"embed_dims": "widths", "layers": "layers"}, file)
     if "widths" in kwargs:
         width = _check_doubled(kwargs["widths"], "embed_dims", file)
-    options = {"size": config["image_size"], "width": width, "layers": tuple(kwargs.get("layers", layers))}
+    stages, layers = len(layers), tuple(kwargs.get("layers", layers))
+    if len(layers) != stages or len(kwargs.get("widths", layers)) != stages:
+        kwargs = config["timm_model_kwargs"]
+        raise LoadError(f"{file}: vision_cfg.timm_model_kwargs = {kwargs!r}; fastvit_{scale} has {stages} stages")
+    options = {"size": config["image_size"], "width": width, "layers": layers}
     return {"tower": "mci", **options, "activation": "gelu", "eps": 1e-5}
 
 

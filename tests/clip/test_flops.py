@@ -62,8 +62,9 @@ def test_flops_of_a_convnext():
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
 
 
-def test_flops_of_an_mci():
-    image = {"tower": "mci", "width": 64, "layers": (1, 1, 2, 1)}
+@pytest.mark.parametrize("layers", [(1, 1, 2, 1), (1, 1, 1, 2, 1)])
+def test_flops_of_an_mci(layers):
+    image = {"tower": "mci", "width": 64, "layers": layers}
     options, expected = counted(image, "encode_image")
     assert flops.forward_flops(options)[0] == pytest.approx(expected, rel=0.08)
 

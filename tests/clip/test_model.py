@@ -280,7 +280,9 @@ def test_tensor_and_fsdp_really_split_the_kernels(scan):
         ({"image": {"rope_offset": 1.0}}, "rope_offset and rope_grid have no meaning"),
         ({"image": {"rope": "rows_first", "heads": 8}}, "makes heads of 2; rope needs a multiple of 4"),
         ({"image": {"proj": False, "proj_bias": True}}, "proj_bias and proj_hidden need config.model.image.proj"),
-        ({"image": {"tower": "convnext", "size": 32, "layers": (1, 1)}}, "a convnext has four stages"),
+        ({"image": {"tower": "convnext", "size": 32, "layers": (1, 1)}}, "tower = 'convnext' has four stages"),
+        ({"image": {"tower": "mci", "layers": (1, 1)}}, "tower = 'mci' has four or five stages"),
+        ({"image": {"tower": "mci", "size": 96, "layers": (1,) * 5}}, "96 must be a multiple of 64 with the 5 stages"),
         ({"image": {"tower": "mci", "size": 32, "width": 12}}, "width = 12 must be a multiple of 8 with an mci"),
         ({"text": {"proj": False}}, "embed_dim = 12 must be text.width = 16"),
         ({"text": {"eps": -1.0}}, "eps = -1"),
@@ -309,10 +311,11 @@ def test_a_convnext_trains_and_embeds_each_position(random_params, remat):
     assert flat < set(grads) and set(module.options.image.identity()) == {"tower", "size", "width", "layers"}
 
 
-def test_an_mci_trains_and_embeds_each_position(random_params):
-    image = {"tower": "mci", "size": 64, "width": 8, "layers": (1, 1, 2, 1)}
+@pytest.mark.parametrize("size, width, layers", [(64, 8, (1, 1, 2, 1)), (128, 4, (1, 1, 1, 1, 1))])
+def test_an_mci_trains_and_embeds_each_position(random_params, size, width, layers):
+    image = {"tower": "mci", "size": size, "width": width, "layers": layers}
     module = build(image=image, compute={"dtype": "float32", "remat": "dots"})
-    images, ids = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 64, 3)), jnp.float32), inputs()[1]
+    images, ids = jnp.asarray(np.random.default_rng(0).normal(size=(2, size, size, 3)), jnp.float32), inputs()[1]
     params = random_params(module)
     assert module.apply({"params": params}, images, method="encode_patches").shape == (2, 4, 12)
     grads = jax.jit(jax.grad(lambda p: module.apply({"params": p}, images, ids)[0][:, 0].sum()))(params)["vision"]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 import dalle_jax
 import train_jax
@@ -14,7 +15,7 @@ import vqgan_jax
 from dalle_jax import task as dalle_task
 from dalle_jax.captions import parse_captions
 from tests.shared_run import on_one_device
-from train_jax import adapters, finetune
+from train_jax import adapters, config_file, finetune
 from train_jax import config as config_lib
 from train_jax.data import sources
 from train_jax.data.images import decode
@@ -164,3 +165,28 @@ def test_fine_tuning_tells_the_bits_of_new_and_old_data(tiny, tmp_path, capsys, 
     if family == "prior":
         assert adapters.main([str(path), str(run / adapters.FILE), f"--workdir={tmp_path / 'merged'}"]) == 0
         assert load(tmp_path / "merged").fingerprint == load(run).fingerprint != load(path).fingerprint
+
+
+@pytest.mark.slow
+def test_public_weights_learn_a_folder_until_they_draw_it(tmp_path):
+    """minDALL-E's layout: before, the likeliest codes of a caption are not those of its picture; after, all of them are."""
+    captions = ["a red circle", "a blue star", "a large green ring", "something yellow"]
+    draw = np.random.default_rng(0)
+    pictures = [draw.integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in captions]
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(caption)
+    c = config_file.load("dalle/finetune")
+    c.pretrained, c.steps, c.condition_dropout, c.evals = str(GOLDEN / "dalle" / "mindalle"), 200, 0.0, {}
+    c.data = {"source": f"folder:{tmp_path}", "batch_size": 8}
+    c.optim.lr, c.optim.warmup_steps, c.ema.decay = 1e-2, 20, 0.0
+    start = dalle_jax.load(c.pretrained)
+    with on_one_device():
+        train_jax.run(c, tmp_path / "run")
+    codes = start.vqgan.encode(pictures)
+    assert len({tuple(x.ravel()) for x in codes}) == len(captions)
+    right = [
+        model.draw(captions, temperature=0, progress=False).codes[:, 0] == codes
+        for model in (start, dalle_jax.load(tmp_path / "run"))
+    ]
+    assert not right[0].all(axis=(1, 2)).any() and right[1].all()

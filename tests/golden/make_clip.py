@@ -472,6 +472,7 @@ VIT = {"image_size": 24, "patch_size": 8, "width": 32, "layers": 2, "head_width"
 # Trunks of timm, small.
 TRUNK = {"img_size": 24, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 MCI = {"embed_dims": [8, 16, 32, 64], "layers": [1, 1, 2, 1]}
+MCI_DEEP = {"embed_dims": [4, 8, 16, 32, 64], "layers": [1, 1, 2, 1, 2]}
 SIGLIP = {"image_size": 24, "timm_pool": "map", "timm_proj": "none", "timm_model_kwargs": TRUNK}
 SIGLIP_TEXT = {
     "hf_tokenizer_name": "timm/SigLIP", "tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True,
@@ -563,7 +564,7 @@ def open_clip_mobile(name: str, seed: int) -> None:
         open_clip_directory(name, vision | {"timm_model_kwargs": kwargs}, seed, custom_text=True)
 
 
-def open_clip_mci(name: str, trunk: str, seed: int) -> None:
+def open_clip_mci(name: str, trunk: str, seed: int, size: int = 64, stages=MCI) -> None:
     """MobileCLIP-S. Its batch norms have seen images: otherwise features of random weights grow from block to block."""
 
     def randomise_mci(model, seed, randomise=randomise):
@@ -574,10 +575,11 @@ def open_clip_mci(name: str, trunk: str, seed: int) -> None:
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = 0.9
         model.train()
-        model.encode_image(torch.rand(8, 3, 64, 64))
+        model.encode_image(torch.rand(8, 3, size, size))
         model.eval()
 
-    vision = {"image_size": 64, "timm_model_name": trunk, "timm_pool": "avg", "timm_proj": None, "timm_model_kwargs": MCI}
+    vision = {"image_size": size, "timm_model_name": trunk, "timm_pool": "avg", "timm_proj": None}
+    vision["timm_model_kwargs"] = stages
     with unittest.mock.patch.multiple(sys.modules[__name__], randomise=randomise_mci):
         open_clip_directory(name, vision, seed, text={"no_causal_mask": True}, custom_text=True)
 
@@ -683,6 +685,7 @@ def main() -> None:
     open_clip_vitamin("open-clip-vitamin", "vitamin_small_224", "linear", 37)
     open_clip_mobile("open-clip-mobile", 43)
     open_clip_mci("open-clip-mci", "fastvit_mci1", 45)
+    open_clip_mci("open-clip-mci-deep", "fastvit_mci3", 47, 128, MCI_DEEP)
     long_clip("long-clip", 12)
     openai_file("openai-vit", 1, 64, 10, script=True)
     openai_file("openai-resnet", (1, 1, 2, 1), 4, 11, script=False)

@@ -34,7 +34,7 @@ from tests.model_cards import execute  # noqa: E402
 CONFIGS = sorted((Path(SPEC.origin).parent / "model_configs").glob("*.json"))
 # Text towers of transformers, and image towers that are no plain transformers.
 UNSUPPORTED = re.compile(
-    r"coca_roberta|mt5|nllb|swin|MobileCLIP2-S[34]|vit_(medium|relpos)|ViT-M-16-alt"
+    r"coca_roberta|mt5|nllb|swin|vit_(medium|relpos)|ViT-M-16-alt"
 )
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 MODELS = {
@@ -53,6 +53,7 @@ MODELS = {
     "xlm-roberta": lambda name: make_clip.open_clip_roberta(name, make_clip.xlm_tokenizer, 35),
     "mobile": lambda name: make_clip.open_clip_mobile(name, 44),
     "mci": lambda name: make_clip.open_clip_mci(name, "fastvit_mci2", 46),
+    "mci-deep": lambda name: make_clip.open_clip_mci(name, "fastvit_mci4", 48, 128, make_clip.MCI_DEEP),
     "vitamin": lambda name: make_clip.open_clip_vitamin(name, "vitamin_small_224", "linear", 36),
     "vitamin-xlarge": lambda name: make_clip.open_clip_vitamin(name, "vitamin_xlarge_336", "mlp", 37),
     "eva02-enormous": lambda name: make_clip.open_clip_trunk(name, "eva02_enormous_patch14_clip_224", "token", 38),
@@ -87,17 +88,18 @@ def test_features_and_logits_are_those_of_open_clip(name, tmp_path, monkeypatch)
     np.testing.assert_allclose(clip.similarity(pictures, make_clip.TEXTS), expected["logits"], atol=2e-4)
 
 
-def test_an_mci_of_inference_is_that_of_training(tmp_path):
+@pytest.mark.parametrize("name, trunk, stages", [("mci", "mci1", make_clip.MCI), ("mci-deep", "mci3", make_clip.MCI_DEEP)])
+def test_an_mci_of_inference_is_that_of_training(tmp_path, name, trunk, stages):
     """timm's own reparameterisation of the golden's weights."""
     import timm
     from safetensors.torch import load_file, save_file
     from timm.utils.model import reparameterize_model
 
-    golden = Path(make_clip.__file__).parent / "clip" / "open-clip-mci"
+    golden = Path(make_clip.__file__).parent / "clip" / f"open-clip-{name}"
     shutil.copytree(golden, tmp_path / "mci")
     file, prefix = tmp_path / "mci" / "open_clip_model.safetensors", "visual.trunk."
     state = load_file(file)
-    trunk = timm.create_model("fastvit_mci1", num_classes=20, **make_clip.MCI)
+    trunk = timm.create_model(f"fastvit_{trunk}", num_classes=20, **stages)
     trunk.load_state_dict({key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)})
     folded = {f"{prefix}{key}": x.contiguous() for key, x in reparameterize_model(trunk.eval()).state_dict().items()}
     assert len(folded) < 0.8 * sum(key.startswith(prefix) for key in state)

@@ -34,7 +34,7 @@ from train_jax.evaluation.opened_model import OpenedModel, open_model
 from train_jax.evaluation.results import FILE, EvaluationFile
 from train_jax.paths import AnyPath
 from train_jax.task import Task
-from train_jax.weights import hub
+from train_jax.weights import hub, layout
 
 Weights = tuple[Any, Any]  # params and extra, NumPy arrays
 
@@ -204,6 +204,9 @@ def _load(opened: OpenedModel, task: Task) -> Weights:
         names = ", ".join(sorted({*own.artifacts, *task.artifacts}))
         raise ConfigError(f"{opened.name} has other files than the last run ({names}): they must be equal to be blended")
     params, extra, *_ = opened.load_weights(own)
+    compute = opened.config.compute
+    if "scan" in compute:  # the ends may differ in whether blocks are stacked
+        params = layout.unflatten(layout.flatten(params), compute.scan)
     return params, extra
 
 
