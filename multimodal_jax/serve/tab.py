@@ -132,6 +132,7 @@ class Tab:
       run: `(models, values, job) -> result`.
       advanced: names of fields that are folded away at first.
       has_shares: whether results have probabilities of labels.
+      is_shared: whether several users are answered together: `run` computes by `shared_models` alone.
     """
 
     title: str
@@ -143,6 +144,7 @@ class Tab:
     run: Callable[[Models, Values, Job], Result]
     advanced: tuple[str, ...] = ()
     has_shares: bool = False
+    is_shared: bool = False
 
     @property
     def form(self) -> dict[str, Field]:
