@@ -19,6 +19,9 @@ endif
 LOCK := requirements/$(VERSION).lock
 # The stamp names the version, so another PYTHON makes the environment anew.
 STAMP := $(VENV)/installed-$(VERSION)
+# The page has an environment of its own: gradio and the 25 packages that it brings are needed for nothing else.
+APP_LOCK := requirements/app-$(VERSION).lock
+APP_STAMP := .venv-app/installed-$(VERSION)
 RUN = $(VENV)/bin/python
 # Bytecode is kept, also where containers forbid it: compiling the libraries anew takes every process ten seconds.
 export PYTHONDONTWRITEBYTECODE :=
@@ -42,20 +45,15 @@ emoji: $(STAMP)  ## The same with drawings by five artists, which npm downloads 
 	$(RUN) -m train_jax prepare emoji/64/held_out=none emoji/64/held_out=twemoji/languages=en+el $(if $(TARBALLS),--from=$(TARBALLS))
 	$(RUN) -m multimodal_jax demo --data emoji
 
-# gradio's requirements are not those of the lock files: it has an environment of its own.
 RUNS ?= runs/demo
 serve: export LD_PRELOAD := $(PRELOAD)
 serve test-app: VENV := .venv-app
-serve: .venv-app/installed  ## Open the page of trained models in the browser (RUNS=runs/demo)
+serve: $(APP_STAMP)  ## Open the page of trained models in the browser (RUNS=runs/demo)
 	$(RUN) -m multimodal_jax serve $(RUNS) $(ARGS)
 
-test-app: .venv-app/installed  ## Use the page in a headless Chromium (needs chromium)
+# ARGS="-k test_page": what needs gradio and no browser.
+test-app: $(APP_STAMP)  ## Test the page with gradio, and in a headless Chromium if there is one
 	$(RUN) -m pytest tests/multimodal $(ARGS)
-
-.venv-app/installed: setup.py
-	test -e .venv-app/bin/python || $(INTERPRETER) -m venv .venv-app
-	.venv-app/bin/python -m pip install --quiet --disable-pip-version-check -e '.[app,dev]' playwright
-	@touch $@
 
 test: $(STAMP)  ## Run the tests
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
@@ -103,11 +101,13 @@ dist:  ## Build the wheel and the archive of sources, and check that a package i
 bench: $(STAMP)  ## Measure all that needs no trained model, and write docs/benchmarks.md (QUICK=1: ten minutes on two cores)
 	$(RUN) -m benchmarks $(if $(QUICK),--quick) $(ARGS)
 
-$(STAMP): $(LOCK) setup.py
-	$(INTERPRETER) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $(LOCK)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	$(RUN) -m pip check
+$(STAMP): $(LOCK)
+$(APP_STAMP): $(APP_LOCK)
+$(STAMP) $(APP_STAMP): setup.py
+	$(INTERPRETER) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $(filter %.lock,$^)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(@D)/bin/python -m pip check
 	@touch $@
 
 requirements/%.lock:
@@ -115,9 +115,15 @@ requirements/%.lock:
 	    "(choose one with PYTHON=python3.12, or run make lock)" >&2; exit 1
 
 lock: VENV := .venv-lock
-lock:  ## Resolve the dependencies afresh and rewrite the lock file of PYTHON
-	$(INTERPRETER) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[notebooks,docs,dev]'
-	$(RUN) -m pip freeze --all --exclude-editable --exclude pip > requirements/$(VERSION).lock.new
-	mv requirements/$(VERSION).lock.new requirements/$(VERSION).lock
+lock:  ## Resolve the dependencies afresh and rewrite the lock files of PYTHON
+	$(call resolve,$(LOCK),-e '.[notebooks$(,)docs$(,)dev]')
+	$(call resolve,$(APP_LOCK),-e '.[app$(,)dev]' playwright)
 	rm -r $(VENV)
+
+, := ,
+define resolve
+	$(INTERPRETER) -m venv --clear $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(2)
+	$(RUN) -m pip freeze --all --exclude-editable --exclude pip > $(1).new
+	mv $(1).new $(1)
+endef

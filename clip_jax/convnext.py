@@ -33,6 +33,7 @@ class ConvNeXtBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"], deterministic: bool):
+        """Applies the block; sizes are kept."""
         channels = x.shape[-1]
         y = layer_norm(self.eps, self.dtype, "norm")(DepthwiseConv(_WINDOW, self.dtype, std=_STD, name="conv")(x))
         y = Dense((_MLP_RATIO * channels,), ("embed", "mlp"), _STD, self.dtype, name="mlp_in")(y)

@@ -60,6 +60,7 @@ class AttributesOptions(AccuracyOptions):
     among: tuple[str, ...] = option(("train", "compositions"), "splits whose combinations are the candidates")
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(bool(self.fields), path, "fields", "at least one field of the records")
         self.require(bool(self.among), path, "among", "at least one split")
 
@@ -110,6 +111,7 @@ class ZeroShot:
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        """Returns `top1`, `mean_per_class`, and of more than five classes `top5`, as fractions; no pictures."""
         variables, names, options = {"params": params["clip"], **mutable_variables}, self._names, self._options
         texts = self._encode_texts(variables, fill_templates(names, self._templates))
         classes = texts.reshape(len(names), len(self._templates), -1).mean(axis=1)
@@ -144,6 +146,7 @@ class Retrieval:
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        """Returns recalls as fractions, with their intervals; no pictures."""
         variables = {"params": params["clip"], **mutable_variables}
         images = self._encode_images(variables, self._gallery)
         texts = self._encode_texts(variables, self._captions)
@@ -203,6 +206,7 @@ class Attributes:
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        """Returns accuracies as fractions, of the combination and of each field; no pictures."""
         variables, options = {"params": params["clip"], **mutable_variables}, self._options
         texts = self._encode_texts(variables, self._captions)
         nearest = find_nearest(self._encode_images(variables, self._records), texts, 1)[:, 0]
@@ -241,6 +245,7 @@ class Negatives:
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        """Returns accuracies as fractions; no pictures."""
         variables = {"params": params["clip"], **mutable_variables}
         images = self._encode_images(variables, self._records)[self._rows]
         texts = list(dict.fromkeys(self._captions + self._negatives))

@@ -26,6 +26,7 @@ class PairExample:
     negatives: bool = False
 
     def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Converts a record to an example: image as `augment` makes it, text int32 [length], whether the text was cut."""
         index = self.choose.index(len(record["captions"]), rng)
         pixels = self.augment(record["image"], rng)
         ids, truncated = self.tokenizer.encode_flagged([record["captions"][index]])

@@ -25,6 +25,7 @@ class HitsOptions(EvaluatorOptions):
     hits: int = option(8, "number of images drawn for each text", least=1)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(bool(self.queries), path, "queries", "at least one text, such as ('a red circle',)")
 
 
@@ -48,6 +49,7 @@ class Hits:
         self._encode_texts = encoders.make_text_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict[str, np.ndarray]]:
+        """Returns metrics, and the sheet of the nearest images as uint8 [H, W, 3]."""
         from clip_jax import sheets  # a lazy import, of Matplotlib
 
         variables, options = {"params": params["clip"], **mutable_variables}, self._options

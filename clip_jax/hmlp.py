@@ -21,6 +21,7 @@ class HMLPStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b size size 3"], deterministic: bool = True) -> Float[Array, "b grid grid width"]:
+        """Maps pixels to the positions of the transformer."""
         for index, window in enumerate((4, 2), 1):
             x = Conv(self.width // 4, window, self.dtype, stride=window, bias=False, std="he", name=f"conv{index}")(x)
             x = ACTIVATIONS[self.activation](batch_norm(f"norm{index}", self.dtype, deterministic)(x))

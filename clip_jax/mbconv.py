@@ -24,6 +24,7 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
+        """Applies the block; with a stride of 2 the sides are halved."""
         activation, hidden = ACTIVATIONS[self.activation], _EXPANSION * self.features
         y = layer_norm(self.eps, self.dtype, "norm")(x)
         y = activation(Dense((hidden,), ("embed", "mlp"), x.shape[-1] ** -0.5, self.dtype, name="expand")(y))
@@ -53,6 +54,7 @@ class MBConvStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b size size 3"]) -> Float[Array, "b grid grid width"]:
+        """Maps pixels to the positions of the transformer."""
         x = Conv(self.channels, 3, self.dtype, stride=2, padding=1, name="conv1")(x)
         x = ACTIVATIONS[self.activation](layer_norm(self.eps, self.dtype, "norm1")(x))
         x = Conv(self.channels, 3, self.dtype, name="conv2")(x)

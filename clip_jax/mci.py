@@ -71,6 +71,7 @@ class MCiBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Applies the block; sizes are kept."""
         channels = x.shape[-1]
         std = channels**-0.5
         if self.attends:
@@ -98,6 +99,7 @@ class MCiDownsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
+        """Halves the sides and doubles the channels."""
         activation = ACTIVATIONS[self.activation]
         x = DepthwiseConv(7, self.dtype, 2, name="conv1")(jnp.repeat(x, 2, axis=-1))
         if self.has_excitation:

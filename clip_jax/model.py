@@ -43,6 +43,7 @@ class CLIP(nn.Module):
     patch_dropout: float = 0.0
 
     def setup(self):
+        """Makes the layers and parameters."""
         options = self.options
         if options.image.tower == "resnet":
             self.vision = ResNetTower(options, self.compute)

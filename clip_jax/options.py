@@ -108,6 +108,7 @@ class ImageOptions(Options):
         return self.class_token or self.pool == "cls"
 
     def identity(self) -> dict[str, Any]:
+        """Returns the options that decide what the weights mean."""
         options = _OPTIONS.get(self.tower)
         return {
             name: value
@@ -230,6 +231,7 @@ class TextOptions(Options):
     )
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         _check_heads(self.width, self.heads, path)
         if self.pool == "last" and self.causal:
             raise ConfigError(f"config.{path}.pool = 'last' reads the padding: it needs config.{path}.causal = False")
@@ -255,6 +257,7 @@ class CLIPOptions(Options):
     init_logit_bias: float = option(-10.0, "initial logit bias of the sigmoid loss", identity=False)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.image.check_in(f"{path}.image", self.embed_dim)
         if not self.text.proj and (self.text.width != self.embed_dim or self.text.proj_bias or self.text.proj_hidden):
             raise ConfigError(

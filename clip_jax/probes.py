@@ -97,6 +97,7 @@ class LinearProbe(_Probe):
                 )
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        """Returns accuracies as fractions, and the strength of the penalty; no pictures."""
         train, test = self._encode(params, mutable_variables)
         strength, chosen = self._options.strength, {}
         if self._validated is not None:
@@ -129,6 +130,7 @@ class FewShot:
         self._encode_images = encoders.make_image_encoder(context, options.batch_size)
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        """Returns accuracies as fractions for each number of images per class; no pictures."""
         variables = {"params": params["clip"], **mutable_variables}
         train, test = self._encode_images(variables, self._train), self._encode_images(variables, self._test)
         metrics = {"images": len(test), "samples": len(self._drawn)}
@@ -146,6 +148,7 @@ class KNN(_Probe):
     """Accuracy of the weighted nearest-neighbour classifier of DINO (arXiv 2104.14294, section 4.1)."""
 
     def __call__(self, params, mutable_variables) -> tuple[dict[str, float | int], dict]:
+        """Returns accuracies as fractions; no pictures."""
         train, test = self._encode(params, mutable_variables)
         options = {"classes": self._classes, "k": self._options.k, "temperature": self._options.temperature}
         ranked = np.argsort(-vote(test, train, self._train_labels, **options), axis=1, kind="stable")

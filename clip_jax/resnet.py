@@ -50,6 +50,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic: bool):
+        """Applies the block: [batch, height, width, channels] to 4 * `width` channels and a stride-th of the sides."""
         out_channels = 4 * self.width
         y = nn.relu(batch_norm("norm1", self.dtype, deterministic)(_conv(self.width, 1, 1, self.dtype, "conv1")(x)))
         y = nn.relu(batch_norm("norm2", self.dtype, deterministic)(_conv(self.width, 3, 1, self.dtype, "conv2")(y)))
@@ -72,6 +73,7 @@ class AttentionPool(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], each_patch: bool = False
     ) -> Float[Array, "batch embed_dim"] | Float[Array, "batch positions embed_dim"]:
+        """Pools a feature map; `each_patch`: returns the projected value of each position instead of the pool."""
         channels = x.shape[-1]
         x = x.reshape(x.shape[0], -1, channels)
         x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1)

@@ -59,6 +59,7 @@ class ContrastiveOptions(Options):
     tile: int = option(0, "maximum number of logit columns computed at a time; 0: all", least=0)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(self.loss in ("", *dense.LOSSES), path, "loss", f"empty, or one of {', '.join(dense.LOSSES)}")
         has_tiles = self.loss in ("", *ring_loss.LOSSES)
         self.require(not self.tile or has_tiles, path, "tile", f"0 with loss = {self.loss!r}, which has no tiled form")
@@ -95,9 +96,11 @@ class CLIPTaskOptions(Options):
     augment: AugmentOptions = AugmentOptions()
 
     def identity(self) -> dict[str, Any]:
+        """Returns the options that decide what the weights mean."""
         return {name: getattr(self, name).identity() for name in ("model", "tokenizer", "preprocess")}
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         if self.model.image.tower != "vit":
             self.require(self.patch_dropout == 0, path, "patch_dropout", f"0: a {self.model.image.tower} drops no patches")
         if self.preprocess.mode == NATIVE:

@@ -28,6 +28,7 @@ class TextTower(nn.Module):
     dropout: float
 
     def __call__(self, ids: Int[Array, "batch length"], deterministic: bool = True) -> Float[Array, "batch embed_dim"]:
+        """Encodes token ids; the features are not normalised."""
         return self.encode_tokens(ids, deterministic)[0]
 
     @nn.compact

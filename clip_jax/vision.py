@@ -34,6 +34,7 @@ class ConvStem(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Maps pixels [batch, size, size, 3] to [batch, size / patch, size / patch, width]."""
         steps = int(math.log2(self.patch))
         for index in range(steps):
             channels = self.width // 2 ** (steps - 1 - index)
@@ -57,6 +58,7 @@ class MapHead(nn.Module):
     def __call__(
         self, x: Float[Array, "batch length width"], mask: Bool[Array, "batch length"] | None = None
     ) -> Float[Array, "batch width"]:
+        """Pools tokens; `mask` is False at padding."""
         std = self.width**-0.5
         probe = self.param(
             "probe", with_axis_names(nn.initializers.xavier_uniform(), "length", "embed"), (1, self.width)
@@ -79,6 +81,7 @@ class AttentionalPooler(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch length width"]) -> Float[Array, "batch features"]:
+        """Pools tokens."""
         init = with_axis_names(nn.initializers.normal(1.0), "length", "embed")
         query = layer_norm(self.eps, self.dtype, "norm_query")(self.param("query", init, (1, self.features)))
         query = jnp.broadcast_to(query[None], (x.shape[0], 1, self.features))

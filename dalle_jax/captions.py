@@ -90,17 +90,21 @@ class Captions(_TextCondition):
 
     @property
     def length(self) -> int:
+        """Number of tokens of a caption."""
         return self.tokenizer.context_length
 
     @property
     def vocabulary_size(self) -> int:
+        """Number of tokens: those of the tokenizer, and a pad token for each position."""
         return self.tokenizer.vocab_size + self.length
 
     @property
     def fingerprint(self) -> str:
+        """What decides the meaning of tokens: two conditions with equal ones can replace each other."""
         return self.tokenizer.fingerprint
 
     def to_json(self) -> str:
+        """Serialises the condition; `parse_captions` reads it."""
         return self.tokenizer.to_json()
 
     def encode_flagged(
@@ -144,10 +148,12 @@ class SubwordCaptions(_TextCondition):
 
     @property
     def fingerprint(self) -> str:
+        """What decides the meaning of tokens: two conditions with equal ones can replace each other."""
         normalized = "" if self.normalize is None else f"{self.normalize.words} "
         return hashlib.sha256(f"{normalized}{self.length} {self.bpe.to_str()}".encode()).hexdigest()
 
     def to_json(self) -> str:
+        """Serialises the condition; `parse_captions` reads it."""
         names = ("length", "vocabulary_size", "pad", "droppable", "padding")
         values = {name: getattr(self, name) for name in names}
         words = None if self.normalize is None else self.normalize.words
@@ -155,6 +161,7 @@ class SubwordCaptions(_TextCondition):
 
     @classmethod
     def from_values(cls, bpe: str, words: Sequence[str] | None, **values) -> "SubwordCaptions":
+        """Makes the condition of values of `to_json`."""
         normalize = None if words is None else TextNormalizer(tuple(words))
         return cls(tokenizers.Tokenizer.from_str(bpe), normalize=normalize, **values)
 
@@ -200,19 +207,23 @@ class YttmCaptions(_TextCondition):
 
     @property
     def length(self) -> int:
+        """Number of tokens of a caption."""
         return self.text_length + self.is_shifted
 
     @property
     def fingerprint(self) -> str:
+        """What decides the meaning of tokens: two conditions with equal ones can replace each other."""
         return hashlib.sha256(f"{self.text_length} {self.is_shifted} {self.bpe.source}".encode()).hexdigest()
 
     def to_json(self) -> str:
+        """Serialises the condition; `parse_captions` reads it."""
         names = ("text_length", "vocabulary_size", "is_shifted", "droppable")
         values = {name: getattr(self, name) for name in names}
         return json.dumps({"captions": "yttm", "bpe": self.bpe.source, **values})
 
     @classmethod
     def from_values(cls, bpe: str, **values) -> "YttmCaptions":
+        """Makes the condition of values of `to_json`."""
         return cls(YouTokenToMe.parse(bpe), **values)
 
     def encode_flagged(

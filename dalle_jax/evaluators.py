@@ -33,6 +33,7 @@ class PromptOptions(EvaluatorOptions):
     clip: str = option("", "path of the CLIP that ranks the images (see clip_jax.load); empty: none")
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         super().check(path)
         self.require(self.n == 1 or bool(self.clip), path, "n", "1 without a clip that ranks the images")
 
@@ -78,6 +79,7 @@ class Drawings:
         self._clip = rerank.open_reranker(options.clip, "float32") if options.clip else None
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Returns the fractions of correct images, and a sheet of the first prompts."""
         images = self._paint(params, extra)
         verdicts = [[self._source.judge(x, prompt) for x in row] for prompt, row in zip(self._prompts, images, strict=True)]
         metrics = average_parts([row[0] for row in verdicts]) | {"prompts": len(self._prompts)}

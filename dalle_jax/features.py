@@ -56,10 +56,12 @@ class FeatureCaptions:
 
     @property
     def fingerprint(self) -> str:
+        """What decides the meaning of tokens: two conditions with equal ones can replace each other."""
         return f"{self.length} x {self.features} features"
 
     @property
     def null(self) -> Float32[np.ndarray, "length f1"]:
+        """The features of a dropped text: -1 in the last column."""
         row = np.zeros((self.length, self.features + 1), np.float32)
         row[:, -1] = -1
         return row
@@ -82,10 +84,12 @@ class FeatureCaptions:
         return np.stack(rows)
 
     def seed(self, condition: Any) -> int:
+        """Computes the seed of a condition: CRC-32 of a text, or of the features of a file."""
         is_text = isinstance(condition, str) and not condition.endswith(_SUFFIXES)
         return zlib.crc32(condition.encode() if is_text else self._pack(condition)[0].tobytes())
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """Returns the features of a record's file as `condition`, and whether they were cut. Raises BrokenSample."""
         name = PurePosixPath(f"{record['id']}.npy")
         if name.is_absolute() or ".." in name.parts:
             raise BrokenSample(f"{name}: no path in a folder of features")
@@ -97,12 +101,15 @@ class FeatureCaptions:
         return {"condition": row, "truncated": np.bool_(is_cut)}
 
     def from_source(self, source, count: int) -> list[str]:
+        """Returns the paths of the features of the first records."""
         return [f"{self.folder}/{source.metadata(i)['id']}.npy" for i in range(min(count, len(source)))]
 
     def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        """Returns True where a row is a token of the text."""
         return tokens[..., -1] > 0
 
     def to_json(self) -> str:
+        """Serialises the condition; `parse_captions` reads it."""
         names = ("length", "features", "droppable")
         return json.dumps({"captions": "features"} | {name: getattr(self, name) for name in names})
 

@@ -43,6 +43,7 @@ class LossOptions(Options):
     codes: float = option(7 / 8, "weight of the mean cross-entropy of codes", least=0)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(self.condition + self.codes > 0, path, "codes", f"positive where {path}.condition is 0")
 
 
@@ -56,6 +57,7 @@ class DALLETaskOptions(task.Stage2TaskOptions):
     features: str = option("", "folder of T5 features of captions, ID.npy for each record, for weights that read these")
 
     def identity(self) -> dict[str, Any]:
+        """Returns the options that decide what the weights mean."""
         return super().identity() | {"tokenizer": self.tokenizer.identity()}
 
 

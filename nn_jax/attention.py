@@ -315,6 +315,7 @@ class SelfAttention(nn.Module):
     kv_heads: int = 0
 
     def setup(self):
+        """Makes the layers and parameters."""
         head_dim, options = self.width // self.heads, {"float8": self.float8, "bias": self.bias}
         axes = ("embed", "qkv", "heads", "head_dim")
         if self.kv_heads in (0, self.heads):
@@ -441,6 +442,7 @@ class CrossAttention(nn.Module):
     float8: bool = False
 
     def setup(self):
+        """Makes the layers and parameters."""
         shape, axes, std = (self.heads, self.width // self.heads), ("embed", "heads", "head_dim"), self.width**-0.5
         options = {"bias": self.bias, "float8": self.float8}
         self.q = Dense(shape, axes, std, self.dtype, **options)

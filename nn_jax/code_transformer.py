@@ -46,6 +46,8 @@ class TokenEmbedding(nn.Module):
     has_positions: bool = True
 
     def setup(self):
+        """Makes the layers and parameters."""
+
         def table(name: str, rows: int, axis: str, std: float):
             init = with_axis_names(nn.initializers.normal(std), axis, "embed")
             return self.param(name, init, (rows, self.width))
@@ -91,6 +93,7 @@ class FeatureEmbedding(nn.Module):
     dtype: DTypeLike
 
     def setup(self):
+        """Makes the layers and parameters."""
         init = with_axis_names(nn.initializers.normal(self.features**-0.5), "length", "proj")
         self.null = self.param("null", init, (self.length, self.features))
         self.fc1 = Dense((self.width,), ("proj", "embed"), 0.02, self.dtype, bias=False)
@@ -106,6 +109,7 @@ class FeatureEmbedding(nn.Module):
         return rows[..., -1] != 0
 
     def __call__(self, rows: Float[Array, "b n f1"]) -> Float[Array, "b n width"]:
+        """Embeds rows of features; of a dropped row (-1 in the last column) the learned null features."""
         x = jnp.where(rows[..., -1:] < 0, self.null[None], rows[..., :-1])
         return self.fc2(ACTIVATIONS["gelu_tanh"](self.fc1(x))).astype(jnp.float32)
 
@@ -192,6 +196,7 @@ class CodeTransformer(nn.Module):
         return self.condition_size if self.joint_vocabulary else 0
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.codes = TokenEmbedding(self.num_codes, self.grid, self.width, self.axial, not self.rotary)
         self.drop = nn.Dropout(self.dropout)
         options = {"dropout": self.dropout, "dtype": self.dtype, **self.blocks}

@@ -191,6 +191,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
+        """Convolves `x`."""
         shape = (self.window, self.window, x.shape[-1], self.features)
         std = (3 * self.window**2 * x.shape[-1]) ** -0.5 if self.std is None else self.std
         init = nn.initializers.he_normal() if std == "he" else nn.initializers.normal(std)
@@ -220,6 +221,7 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Convolves each channel of `x`."""
         std = 3**-0.5 / self.window if self.std is None else self.std
         init = with_axis_names(nn.initializers.normal(std), "patch", "patch", "channels_in", "channels_out")
         kernel = self.param("kernel", init, (self.window, self.window, 1, x.shape[-1]))
@@ -275,6 +277,7 @@ class SpatialNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], z: Float[Array, "b h2 w2 z"]) -> Float[Array, "b h w c"]:
+        """Normalises `x`; `z` has its positions or fewer."""
         y = group_norm(self.groups, self.dtype, "norm")(x)
         # As 1 x 1 convolutions and nearest-neighbour interpolation commute, the smaller map is convolved.
         scale, shift = (Conv(x.shape[-1], 1, self.dtype, name=name)(z) for name in ("scale", "shift"))
@@ -303,6 +306,7 @@ class AdaptiveNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], z: Float[Array, "b h2 w2 z"]) -> Float[Array, "b h w c"]:
+        """Normalises `x`; `z` may have any number of positions."""
         mean, variance = jnp.mean(z, axis=(1, 2), keepdims=True), jnp.var(z, axis=(1, 2), keepdims=True, ddof=1)
         scale = Conv(x.shape[-1], 1, self.dtype, name="scale")(jnp.sqrt(variance + 1e-6))
         options = {"epsilon": 1e-6, "dtype": self.dtype, "use_fast_variance": False}
@@ -332,6 +336,7 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], deterministic: bool = True, z: Float[Array, "b h2 w2 z"] | None = None
     ) -> Float[Array, "b h w d"]:
+        """Applies the block; `deterministic`: without dropout."""
         y = nn.swish(normalize(x, z, self.groups, self.dtype, "norm1"))
         y = Conv(self.features, 3, self.dtype, bias=self.bias, name="conv1")(y)
         y = nn.swish(normalize(y, z, self.groups, self.dtype, "norm2"))
@@ -352,6 +357,7 @@ class AttentionBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], z: Float[Array, "b h2 w2 z"] | None = None
     ) -> Float[Array, "b h w c"]:
+        """Applies the block; sizes are kept."""
         b, h, w, c = x.shape
         y = normalize(x, z, self.groups, self.dtype, "norm")
         q, k, v = (Conv(c, 1, self.dtype, name=name)(y).reshape(b, h * w, 1, c) for name in "qkv")
@@ -366,6 +372,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Halves the sides."""
         margins = (int(self.symmetric), 1)
         x = jnp.pad(x, ((0, 0), margins, margins, (0, 0)))
         return Conv(x.shape[-1], 3, self.dtype, stride=2, padding=0, name="conv")(x)
@@ -378,6 +385,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Doubles the sides."""
         return Conv(x.shape[-1], 3, self.dtype, name="conv")(upsample_nearest(x))
 
 
@@ -388,6 +396,7 @@ class DepthToSpace(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Doubles the sides."""
         b, h, w, c = x.shape
         y = Conv(4 * c, 3, self.dtype, name="conv")(x).reshape(b, h, w, 2, 2, c)
         return y.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)

@@ -59,6 +59,7 @@ class Dense(nn.Module):
     float8: bool = False
 
     def __call__(self, x):
+        """Applies the layer; leading axes are kept."""
         return self._apply(x, *self._parameters(x))
 
     def unstacked(self, x) -> tuple[jax.Array, ...]:

@@ -75,6 +75,7 @@ class Block(nn.Module):
     kv_heads: int = 0
 
     def setup(self):
+        """Makes the layers and parameters."""
         options = {"dtype": self.dtype, "float8": self.float8, "bias": self.bias}
         self.norm1 = self._norm()
         sizes = self.width, self.heads, self.std, self.out_std
@@ -114,6 +115,8 @@ class Block(nn.Module):
         context: Context | None = None,
         rotation: Float[Array, "#batch length pairs 2"] | None = None,
     ):
+        """Applies the block to sequences; arguments are as in `Transformer`."""
+
         def attention(y):
             return self.attention(y, x.shape[0], attentions, index, mask, rotation), None
 
@@ -132,6 +135,8 @@ class Block(nn.Module):
         rotation: Float[Array, "#batch length pairs 2"] | None = None,
         mask: Bool[Array, "batch length"] | None = None,
     ):
+        """Applies the block and puts keys and values into `cache`; returns the outputs and the cache."""
+
         def attention(y):
             return self.attention.prefill(y, len(x), cache, attentions, index, rotation, mask)
 
@@ -152,6 +157,8 @@ class Block(nn.Module):
         visible: Visible,
         rotation: Float[Array, "#batch 1 pairs 2"] | None = None,
     ):
+        """Applies the block to the next position of each sequence; returns the outputs and the cache."""
+
         def attention(y):
             return self.attention.decode_step(y, len(x), prefixes, cache, position, visible, rotation)
 
@@ -244,6 +251,7 @@ class Transformer(nn.Module):
     kv_heads: int = 0
 
     def setup(self):
+        """Makes the layers and parameters."""
         if self.attention_index and len(self.attention_index) != self.depth:
             count = len(self.attention_index)
             raise ValueError(f"attention_index names the attention of {count} blocks; there are {self.depth}")

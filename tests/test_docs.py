@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -9,6 +10,8 @@ import itertools
 import re
 import runpy
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -16,9 +19,12 @@ import pytest
 import yaml
 from ml_collections import ConfigDict
 from PIL import Image
+from written_runs import write_evaluations, write_run
 
 from multimodal_jax import __main__ as multimodal_cli
 from tests import check_site
+from tests.multimodal.conftest import train_all
+from tests.shared_run import on_one_device
 from train_jax import __main__ as train_cli
 from train_jax import config as config_lib
 from train_jax import config_file
@@ -175,6 +181,67 @@ def test_your_own_data_from_the_folder_to_a_drawing(own_configs, one_device, tmp
     capsys.readouterr()
     runpy.run_path("use.py")
     assert "(1, 8, 8)\n(1, 2, 16, 16, 3)" in capsys.readouterr().out
+
+
+# Every command of a page is executed, by the two tests above or the one below, unless its fence has a title, which tells
+# what it needs: hardware, time, a network.
+MARKED = re.compile(r"CPU|GPU|H100|v5e|hosts|[Dd]ownloads|Uploads")
+UNMARKED = {name: code for name in PAGES if (code := "".join(re.findall(r"^```sh\n(.*?)^```$", PAGES[name], re.M | re.S)))}
+# What makes a command take seconds, laid over its own options.
+_QUICK = {
+    "paint": "--steps=2 --cuts=2",
+    "generate": "--n=2 --best=1",
+    "complete": "--n=2",
+    "imagine": "--n=2 --steps=2 --prior-steps=2",
+    "vary": "--n=2 --steps=2",
+    "between": "--n=2 --steps=2",
+    "edit": "--steps=2",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with what the commands of the pages read, all of it tiny."""
+    folder = tmp_path_factory.mktemp("world")
+    with on_one_device(), contextlib.chdir(folder):
+        train_all(folder)
+    runs = folder / "runs"
+    (runs / "demo").mkdir()
+    links = {"clip-shapes": "clip", "demo/clip": "clip", "vqgan-shapes": "vqgan", "dalle-shapes": "dalle"}
+    links |= {"unclip-decoder-shapes": "unclip/decoder"}
+    for name, model in links.items():
+        (runs / name).symlink_to(runs / model)
+    (folder / "FOLDER").symlink_to(folder / "pictures")
+    for name in ("photo", "half", "shape", "a", "b"):
+        shutil.copy(folder / "pictures" / "0.png", folder / f"{name}.png")
+    Image.linear_gradient("L").save(folder / "ivy.png")
+    for lr, seed in itertools.product((0.001, 0.003), range(3)):
+        metrics = {"loss": [2.0, 1.0 + lr * seed], "test/top1": [None, 0.5 + lr * seed]}
+        write_run(runs / "lr" / f"{lr}-{seed}", metrics, {"optim": {"lr": lr}, "seed": seed}, every=500)
+    write_evaluations(folder / "results.jsonl", ("runs/a", "digits", {"top1": 0.5}), ("runs/b", "digits", {"top1": 0.6}))
+    for index, name in enumerate(("old-1", "a", "b")):
+        write_run(runs / name, {"loss": [2.0, 1.0 + index]}, {"seed": index})
+    (folder / "my_losses.py").write_text(re.search(r'title="my_losses.py"\n(.*?)^```$', PAGES["painting"], re.M | re.S)[1])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(UNMARKED.keys() - {"quickstart", "your-data"}))
+def test_what_is_not_marked_is_executed(name, world, monkeypatch, one_device, capsys):
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which `paint --loss` adds the folder
+    for line in UNMARKED[name].replace("\\\n", "").splitlines():
+        program, *words = shlex.split(line, comments=True)
+        try:
+            code = PROGRAMS[program]([*words, *_QUICK.get(words[0], "").split()])
+        except SystemExit as end:  # subcommands of train-jax
+            code = end.code
+        assert not code, f"{line}: {capsys.readouterr().err}"
+
+
+def test_a_title_of_commands_tells_what_they_need():
+    titles = [title for page in PAGES.values() for title in re.findall(r'^```sh title="(.*)"$', page, re.MULTILINE)]
+    assert len(titles) > 15 and [title for title in titles if not MARKED.search(title)] == []
 
 
 def test_pages_have_commands_of_every_program():

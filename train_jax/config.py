@@ -55,6 +55,7 @@ class DataOptions(Options):
     )
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(bool(self.source), path, "source", "the name of a source, such as 'shapes' or 'folder:PATH'")
 
 
@@ -87,6 +88,7 @@ class OptimOptions(Options):
     max_skipped: int = option(20, "maximum number of consecutive updates with non-finite gradients", least=1)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         for pair in self.lr_scale:
             is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
             if not (is_pair and isinstance(pair[1], int | float) and pair[1] > 0):
@@ -151,6 +153,7 @@ class TrainOptions(Options):
     hooks: tuple[str, ...] = option((), "subclasses of train_jax.hooks.Hook, such as train_jax.hooks.WeightHistograms")
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(
             self.data.batch_size % self.accumulate == 0,
             path,

@@ -44,6 +44,7 @@ class WeightHistograms(Hook):
     """Hook that writes histograms of all parameters to TensorBoard, at every logged update."""
 
     def on_log(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Writes the histograms of parameters that are on this host."""
         for path, value in jax.tree_util.tree_leaves_with_path(state.params):
             if value.is_fully_addressable:
                 self.writer.write_histogram(step, f"params/{path_name(path)}", np.asarray(value))

@@ -69,6 +69,7 @@ class PictureFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
+        """Returns the path of a picture."""
         return self._folder / name
 
     def holds(self, name: str, /, **fields: Any) -> bool:

@@ -132,6 +132,7 @@ class Rule:
 
     @property
     def needs_latents(self) -> bool:
+        """Whether the rule reads latents of the batch."""
         return bool(self.revive_after or self.kmeans or self.is_ema)
 
     def update(

@@ -31,6 +31,8 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w 3"], train: bool = True) -> Float[Array, "b h2 w2"]:
+        """Computes the logits of patches in float32; `train`: norms use the statistics of the batch."""
+
         def conv(features: int, stride: int, index: int, bias: bool, x, out_dtype=None):
             axes = ("channels_in", "norm" if features == 1 else "channels_out")
             options = {"stride": stride, "padding": 1, "bias": bias, "std": 0.02, "axes": axes, "out_dtype": out_dtype}

@@ -81,9 +81,11 @@ class Codes(nn.Module):
 
     @property
     def dim(self) -> int:
+        """Dimension of an embedded code: the number of codes."""
         return self.size
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w k"]:
+        """Embeds codes as one-hot vectors."""
         return jax.nn.one_hot(codes, self.size)
 
 
@@ -104,6 +106,7 @@ class DVAE(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.encoder = _Encoder(self.quantizer.size, self.n_hid, self.blocks, self.dtype)
         self.decoder = _Decoder(self.n_hid, self.blocks, self.n_init, self.dtype)
 

@@ -90,6 +90,7 @@ class Reconstruction:
         self._records = first(context.source_of(options), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Returns means over images, and a sheet of originals and reconstructions."""
         records, options = self._records, self._options
         sums, counts, examples = {}, np.zeros(self._model.module.quantizer.size), []
         batches = self._model.iterate_reconstructions(options, self._context, records, params, extra)
@@ -117,6 +118,7 @@ class Reading:
         self._accuracy = source.reader_metrics()
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+        """Returns the fraction; no pictures."""
         same = []
         batches = self._model.iterate_reconstructions(self._options, self._context, self._records, params, extra)
         for originals, (_, _, reconstructions_uint8), real in batches:
@@ -134,6 +136,7 @@ class Distribution:
         self._records = first(context.source_of(options), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
+        """Returns distances; no pictures."""
         reconstructions, references = [], []  # features only, since all images may not fit into memory
         batches = self._model.iterate_reconstructions(self._options, self._context, self._records, params, extra)
         for originals, (_, _, reconstructions_uint8), real in batches:

@@ -15,4 +15,5 @@ class ImageExample:
     augment: Augment
 
     def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Converts a record to an example."""
         return {"image": self.augment(record["image"], rng)}

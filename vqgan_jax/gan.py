@@ -57,6 +57,7 @@ class TwoPlayerLoss:
     keeps_latents: bool
 
     def __call__(self, params, extra, images: Float[Array, "b h w 3"], rng, step):
+        """Computes the scalar loss of both players, and `(metrics, updated variables)`."""
         options = self.config.loss
         reconstruction = self.reconstruct(params["generator"], extra, images, rng, step)
         pixels, quantized = reconstruction.pixels, reconstruction.quantized

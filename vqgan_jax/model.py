@@ -114,6 +114,7 @@ class Encoder(_Coder):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], deterministic: bool = True) -> Float[Array, "b h2 w2 out"]:
+        """Encodes pixels; `deterministic`: without dropout."""
         is_direct = self.layout.is_direct
         x = Conv(self.channels, 3, self.dtype, bias=not is_direct, name="conv_in")(x.astype(self.dtype))
         for level in range(len(self.multipliers)):
@@ -128,6 +129,7 @@ class Encoder(_Coder):
         return Conv(self.out, window, self.dtype, out_dtype=out_dtype, name="conv_out")(x)
 
     def downsample(self, x, name: str):
+        """Halves the sides as the layout does."""
         if self.layout.downsample == "average":
             return nn.avg_pool(x, (2, 2), (2, 2))
         return Downsample(self.dtype, self.layout.downsample == "symmetric", name=name)(x)
@@ -137,6 +139,7 @@ class Decoder(_Coder):
     """Decoder: feature map -> input of the last convolution. The method `apply_last_conv` applies the last convolution."""
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.conv_out = Conv(self.out, 3, self.dtype, axes=("channels_in", "norm"), out_dtype=jnp.float32)
 
     @nn.compact
@@ -178,6 +181,7 @@ class VQGAN(nn.Module):
     unit: bool = False
 
     def setup(self):
+        """Makes the layers and parameters."""
         self.encoder = Encoder(out=self.z_channels, **self.coder)
         self.decoder = Decoder(out=3, **self.coder)
         if not self.coder["layout"].is_direct:
@@ -266,6 +270,7 @@ class VQGANOptions(Options):
         return tuple(self.resolution >> level for level in range(len(self.multipliers)))
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         if self.architecture == "dvae":
             self.require(self.layout == "taming", path, "layout", "taming for architecture dvae")
             return

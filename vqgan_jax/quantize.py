@@ -74,9 +74,12 @@ class Nearest(nn.Module):
 
     @property
     def inputs(self) -> int:
+        """Channels of the latents."""
         return self.dim
 
     def setup(self):
+        """Makes the layers and parameters."""
+
         def init(key, shape):
             return jax.random.uniform(key, shape, minval=-1 / self.size, maxval=1 / self.size)
 
@@ -86,9 +89,11 @@ class Nearest(nn.Module):
         return l2_normalize(self.codebook) if self.unit else self.codebook
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        """Returns the vectors of codes."""
         return self._points()[codes]
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        """Quantises latents to their nearest codes; `train` and `temperature` change nothing."""
         z = l2_normalize(z) if self.unit else z
         points = self._points()
         codes = nearest_codes(*jax.lax.stop_gradient((z, points)))
@@ -112,9 +117,12 @@ class Ema(nn.Module):
 
     @property
     def inputs(self) -> int:
+        """Channels of the latents."""
         return self.dim
 
     def setup(self):
+        """Makes the layers and parameters."""
+
         def points():
             limit = 1 / self.size
             return jax.random.uniform(self.make_rng("params"), (self.size, self.dim), minval=-limit, maxval=limit)
@@ -124,9 +132,11 @@ class Ema(nn.Module):
         self.total = self.variable("codebook", "total", lambda: self.points.value)
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        """Returns the vectors of codes."""
         return self.points.value[codes]
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        """Quantises latents to their nearest codes; `train` and `temperature` change nothing."""
         points = self.points.value
         codes = nearest_codes(jax.lax.stop_gradient(z), points)
         q = points[codes]
@@ -152,16 +162,20 @@ class Ibq(nn.Module):
 
     @property
     def inputs(self) -> int:
+        """Channels of the latents."""
         return self.dim
 
     def setup(self):
+        """Makes the layers and parameters."""
         init = with_axis_names(nn.initializers.normal(1.0), "codes", "embed")
         self.codebook = self.param("codebook", init, (self.size, self.dim))
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        """Returns the vectors of codes."""
         return self.codebook[codes]
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        """Quantises latents to the codes of the largest products; `train` and `temperature` change nothing."""
         logits = jnp.matmul(z, self.codebook.T, precision=jax.lax.Precision.HIGHEST)
         codes = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         q = self.codebook[codes]
@@ -196,9 +210,11 @@ class Gumbel(nn.Module):
 
     @property
     def inputs(self) -> int:
+        """Channels of the latents."""
         return self.dim
 
     def setup(self):
+        """Makes the layers and parameters."""
         kernel = with_axis_names(nn.initializers.normal((3 * self.dim) ** -0.5), "channels_in", "codes")
         bias = with_axis_names(nn.initializers.zeros_init(), "codes")
         self.proj = nn.Dense(self.size, kernel_init=kernel, bias_init=bias)
@@ -206,9 +222,11 @@ class Gumbel(nn.Module):
         self.codebook = self.param("codebook", init, (self.size, self.dim))
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        """Returns the vectors of codes."""
         return self.codebook[codes]
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        """Quantises latents: in training to a mixture by Gumbel noise at `temperature`, else to the likeliest codes."""
         logits = self.proj(z)
         q = jax.nn.softmax(logits)
         kl = jnp.mean(jnp.sum(q * jnp.log(q * self.size + 1e-10), axis=-1))
@@ -229,10 +247,12 @@ class Fsq(nn.Module):
 
     @property
     def size(self) -> int:
+        """Number of codes."""
         return math.prod(self.levels)
 
     @property
     def dim(self) -> int:
+        """Dimension of a vector: the number of channels."""
         return len(self.levels)
 
     inputs = dim
@@ -242,6 +262,7 @@ class Fsq(nn.Module):
         return np.cumprod([1, *self.levels[:-1]]).astype(np.int32)
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        """Returns the vectors of codes, in [-1, 1]."""
         codes = codes[..., None]
         levels = np.asarray(self.levels)
         digits = codes // _per_channel(self._basis, codes) % _per_channel(levels, codes)
@@ -249,6 +270,7 @@ class Fsq(nn.Module):
         return ((digits - half) / half).astype(jnp.float32)
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        """Rounds latents; `train` and `temperature` change nothing."""
         levels = np.asarray(self.levels)
         half = (levels - 1) * (1 + 1e-3) / 2
         offset = np.where(levels % 2 == 0, 0.5, 0.0)
@@ -281,15 +303,18 @@ class Lfq(nn.Module):
 
     @property
     def size(self) -> int:
+        """Number of codes."""
         return 2**self.bits
 
     @property
     def dim(self) -> int:
+        """Dimension of a vector: the number of bits."""
         return self.bits
 
     inputs = dim
 
     def embed(self, codes: Int[Array, "b h w"]) -> Float[Array, "b h w d"]:
+        """Returns the vectors of codes, of -1 and 1."""
         return 2.0 * self._code_bits(codes) - 1.0
 
     def _code_bits(self, codes):
@@ -297,6 +322,7 @@ class Lfq(nn.Module):
         return codes >> _per_channel(np.arange(self.bits), codes) & 1
 
     def __call__(self, z: Float[Array, "b h w d"], train: bool, temperature) -> Quantized:
+        """Takes the signs of latents; `train` and `temperature` change nothing."""
         positive = z > 0
         q = jnp.where(positive, 1.0, -1.0)
         codes = jnp.sum(positive * _per_channel(1 << np.arange(self.bits), z), axis=-1).astype(jnp.int32)
@@ -371,6 +397,7 @@ class QuantizerOptions(Options):
     )
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(not self.unit or self.type == "nearest", path, "unit", f"False for {self.type}")
         self.require(len(self.temperature) == 2, path, "temperature", "two positive numbers, first and last")
         self.require(bool(self.levels), path, "levels", "numbers of at least 2, such as (8, 5, 5, 5)")

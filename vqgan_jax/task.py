@@ -88,9 +88,11 @@ class VQGANTaskOptions(Options):
     augment: AugmentOptions = AugmentOptions()
 
     def identity(self) -> dict[str, Any]:
+        """Returns the options that decide what the weights mean."""
         return {name: getattr(self, name).identity() for name in ("model", "preprocess")}
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         if self.model.architecture != "vqgan":
             raise ConfigError(
                 f"config.model.architecture = {self.model.architecture!r} cannot be trained; the closest "

@@ -47,6 +47,8 @@ class TextPrefix(nn.Module):
 
     @nn.compact
     def __call__(self, text: TextFeatures) -> Float32[Array, "b length width"]:
+        """Embeds the text features of a batch."""
+
         def project(value, name: str):
             return Dense((self.width,), ("proj", "embed"), value.shape[-1] ** -0.5, self.dtype, name=name)(value)
 
@@ -88,6 +90,7 @@ class AutoregressivePrior:
         return cls(options, network)
 
     def init(self, rng: jax.Array, text_width: int) -> Any:
+        """Initialises the parameters of the network; `text_width` is the width of CLIP's text tower."""
         length = self.options.text_length
         embedding, states = jnp.zeros((1, self.options.embed_dim)), jnp.zeros((1, length, text_width))
         text = TextFeatures(embedding, states, jnp.ones((1, length), bool))
@@ -106,6 +109,7 @@ class AutoregressivePrior:
         }
 
     def encode(self, statistics, embeddings, text_embedding) -> Int32[Array, "b codes"]:
+        """Converts embeddings to codes: the cosine with the text, and the principal components."""
         cosines = jnp.sum(l2_normalize(embeddings) * l2_normalize(text_embedding), axis=-1, keepdims=True)
         centered = embeddings - statistics["mean"][None]
         scales = jnp.maximum(statistics["scales"], jnp.finfo(jnp.float32).tiny)  # 0 where embeddings never differ
@@ -114,15 +118,18 @@ class AutoregressivePrior:
         return jnp.concatenate(codes, axis=1)
 
     def restore(self, statistics, x) -> Float32[Array, "b dim"]:
+        """Converts codes to embeddings."""
         components = dequantize(x[:, 1:], _RANGE, self.options.buckets) * statistics["scales"][None]
         return statistics["mean"][None] + jnp.matmul(components, statistics["axes"].T, precision="highest")
 
     def loss(self, params, x, text, rng):
+        """Computes the mean cross-entropy of the codes `x` in nats, and metrics."""
         _, logits = self.network.apply({"params": params}, text, x, False, rngs={"dropout": rng})
         nats = jnp.mean(cross_entropy(logits, x))
         return nats, {"bits_per_code": nats / NATS_PER_BIT}
 
     def make_steps(self, count: int) -> None:
+        """Returns None: codes are sampled one after the other."""
         del count
 
     def sample(self, params, text, null, keys, steps, guidance) -> Int32[Array, "b codes"]:
@@ -162,6 +169,7 @@ class AutoregressivePrior:
         return codes
 
     def flops(self, text_width: int) -> int:
+        """Returns the FLOPs of a forward pass for one example."""
         options, width = self.options, self.options.width
         flops = transformer_flops(options.text_length + 1 + options.components, width, options.depth)
         flops += dense_flops(options.text_length, text_width, width) + dense_flops(1, options.embed_dim, width)

@@ -88,8 +88,11 @@ def _imagine(arguments: argparse.Namespace) -> int:
     return imagine(_load(arguments, prior=arguments.prior), arguments, prompts)
 
 
-def imagine(unclip, arguments: argparse.Namespace, prompts: list[str]) -> int:
+def imagine(unclip, arguments: argparse.Namespace, prompts: list[str], preview: Callable | None = None) -> int:
     """Runs `imagine` with a loaded model; `arguments.rerank` may be a loaded CLIP. Returns the exit code.
+
+    Args:
+      preview: as in `dalle_jax.unclip.unclip.Unclip.draw`.
 
     Raises UserError for options that the model refuses.
     """
@@ -101,6 +104,7 @@ def imagine(unclip, arguments: argparse.Namespace, prompts: list[str]) -> int:
     metadata = _metadata(arguments, unclip) | settings | {"n": arguments.n, "best": arguments.best}
     metadata["rerank"] = getattr(reranker, "fingerprint", None)
     options = settings | {"rerank": reranker, "best": arguments.best, "batch_size": arguments.batch_size}
+    options["preview"] = preview
     return output.write_drawings(unclip, prompts, options, arguments, metadata)
 
 

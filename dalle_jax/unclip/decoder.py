@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8, UInt32
 
@@ -15,6 +16,8 @@ from dalle_jax.unclip.samplers import make_steps
 from dalle_jax.unclip.upsampler_stage import UpsamplerStage
 from train_jax import inference
 from train_jax.data.text import AnyTokenizer
+
+PREVIEWS = 5  # unfinished pictures of a batch, of which each costs a transfer to the host
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +44,7 @@ class Decoder:
         eta: float | None,
         batch_size: int,
         advance: Callable[[int], object] = lambda count: None,
+        preview: Callable[[int, int, UInt8[np.ndarray, "b h w 3"]], object] | None = None,
     ) -> Float32[np.ndarray, "b h w 3"]:
         """Samples pixels in [-1, 1].
 
@@ -49,6 +53,8 @@ class Decoder:
           noise: noise to start from; None: drawn by the seeds.
           eta: scale of the noise of DDIM; None: ancestral sampling.
           advance: function that is told the number of images of each batch, before it is computed.
+          preview: callback of the batch's first image, the number of steps taken, and images of the clean pixels that the
+            network predicts, `PREVIEWS` times during the sampling of a batch; None: a batch is one call of one program.
         """
         arrays = {"embedding": embeddings, "ids": ids, "seeds": seeds} | ({} if noise is None else {"noise": noise})
         table, scale = make_steps(self.stage.diffusion, steps), np.float32(guidance)
@@ -57,6 +63,20 @@ class Decoder:
         def program(variables, rows):
             return self.decode_program(variables, rows, self._null_ids, table, scale, np.float32(eta or 0), **static)
 
+        def program_in_parts(variables, rows):
+            index, sharding = np.asarray(rows.pop("row")), rows["seeds"].sharding
+            x, pixels = np.zeros((len(index), self.stage.size, self.stage.size, 3), np.float32), None
+            for start in range(0, steps, part := -(-steps // PREVIEWS)):
+                x, bounds = jax.device_put(x, sharding), np.array([start, min(start + part, steps)], np.int32)
+                x, pixels = self.decode_part_program(
+                    variables, x, bounds, rows, self._null_ids, table, scale, np.float32(eta or 0), **static
+                )
+                preview(int(index[0]) - 1, int(bounds[1]), pixels_to_uint8(np.asarray(pixels)[index > 0]))
+            return pixels
+
+        if preview is not None:
+            arrays["row"] = np.arange(1, len(ids) + 1, dtype=np.int32)  # 0: padding
+            return _run(program_in_parts, self.variables, arrays, batch_size, advance)
         return _run(program, self.variables, arrays, batch_size, advance)
 
     def invert(
@@ -84,15 +104,32 @@ class Decoder:
     @functools.cached_property
     def decode_program(self) -> Callable:
         """The jitted sampling: `(variables, rows, null_ids, steps, guidance, eta, guided, ancestral) -> pixels`."""
-        stage = self.stage
 
         def decode(variables, rows, null_ids, steps, guidance, eta, guided: bool, ancestral: bool):
-            predict = stage.make_predict(variables, rows["embedding"], rows["ids"], null_ids, guidance, guided=guided)
-            keys = make_keys(rows["seeds"], DECODER_STAGE)
-            noise = rows["noise"] if "noise" in rows else stage.draw_noise(keys)
-            return stage.denoise(predict, noise, keys, steps, eta, ancestral=ancestral)
+            predict, keys, noise = self._begin(variables, rows, null_ids, guidance, guided)
+            return self.stage.denoise(predict, noise, keys, steps, eta, ancestral=ancestral)
 
         return jax.jit(decode, static_argnames=("guided", "ancestral"))
+
+    @functools.cached_property
+    def decode_part_program(self) -> Callable:
+        """The jitted part of a sampling: `(variables, x, [start, stop], …)`, then as `decode_program`, to `x` and pixels.
+
+        The first part starts from noise, and `x` is not read.
+        """
+
+        def decode(variables, x, bounds, rows, null_ids, steps, guidance, eta, guided: bool, ancestral: bool):
+            predict, keys, noise = self._begin(variables, rows, null_ids, guidance, guided)
+            x = jnp.where(bounds[0] > 0, x, noise)
+            return self.stage.denoise_part(predict, x, keys, steps, eta, *bounds, ancestral=ancestral)
+
+        return jax.jit(decode, static_argnames=("guided", "ancestral"))
+
+    def _begin(self, variables, rows, null_ids, guidance, guided: bool):
+        """Makes the network's function, the keys, and the noise from which sampling starts."""
+        predict = self.stage.make_predict(variables, rows["embedding"], rows["ids"], null_ids, guidance, guided=guided)
+        keys = make_keys(rows["seeds"], DECODER_STAGE)
+        return predict, keys, rows["noise"] if "noise" in rows else self.stage.draw_noise(keys)
 
     @functools.cached_property
     def invert_program(self) -> Callable:

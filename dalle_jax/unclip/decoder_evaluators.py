@@ -37,6 +37,7 @@ class DecodingOptions(EvaluatorOptions):
     seed: int = option(0, "random seed", least=0, below=2**32)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         super().check(path)
         self.require(in_float32(self.guidance), path, "guidance", "a number that float32 has")
 
@@ -166,6 +167,7 @@ class Reconstruction:
         self._records = functools.cache(lambda: model.records(self._source, context.asked_to_stop))
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Returns the cosine of embeddings of originals and decoded images, and a sheet of both."""
         records = self._records()
         count = min(self._options.examples or len(records), len(records))
         images = self._decoder.decode(params, extra, range(count), self._make_example)

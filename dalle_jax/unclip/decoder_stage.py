@@ -16,6 +16,7 @@ from dalle_jax.unclip.diffusion import Diffusion
 from dalle_jax.unclip.samplers import (
     Predict,
     Steps,
+    Update,
     draw_noise,
     guide,
     interleave,
@@ -23,6 +24,7 @@ from dalle_jax.unclip.samplers import (
     make_ancestral_update,
     make_ddim_update,
     sample,
+    sample_part,
 )
 from dalle_jax.unclip.text_features import encode_text
 from dalle_jax.unclip.unet import UNet
@@ -99,8 +101,26 @@ class DecoderStage:
         ancestral: bool,
     ) -> Float32[Array, "b h w 3"]:
         """Samples pixels in [-1, 1] from noise: by ancestral sampling, or by DDIM with `eta`."""
-        update = make_ancestral_update(self.diffusion) if ancestral else make_ddim_update(self.diffusion, eta)
-        return jnp.clip(sample(predict, noise, keys, steps, update), -1, 1)
+        return jnp.clip(sample(predict, noise, keys, steps, self._make_update(eta, ancestral)), -1, 1)
+
+    def denoise_part(
+        self,
+        predict: Predict,
+        x: Float32[Array, "b h w 3"],
+        keys: jax.Array,
+        steps: Steps,
+        eta: ArrayLike,
+        start: ArrayLike,
+        stop: ArrayLike,
+        *,
+        ancestral: bool,
+    ) -> tuple[Float32[Array, "b h w 3"], Float32[Array, "b h w 3"]]:
+        """Takes the steps [start, stop) of `denoise`; returns `x` and the pixels in [-1, 1] that the last one predicts."""
+        x, x0 = sample_part(predict, x, keys, steps, self._make_update(eta, ancestral), start, stop)
+        return x, jnp.clip(x0, -1, 1)
+
+    def _make_update(self, eta: ArrayLike, ancestral: bool) -> Update:
+        return make_ancestral_update(self.diffusion) if ancestral else make_ddim_update(self.diffusion, eta)
 
     def invert(
         self, predict: Predict, pixels: Float32[Array, "b h w 3"], steps: Steps

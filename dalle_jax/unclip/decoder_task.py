@@ -77,6 +77,7 @@ class DecoderTaskOptions(Options):
     caption_dropout: float = option(0.5, "probability of replacing the text by the empty text", least=0, below=1)
 
     def identity(self) -> dict[str, Any]:
+        """Returns the options that decide what the weights mean."""
         return {"model": self.model.identity(), "diffusion": self.diffusion.identity()}
 
 

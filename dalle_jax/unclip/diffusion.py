@@ -56,6 +56,7 @@ class Diffusion(Options):
     )
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         is_valid = bool(self.betas.max() < 1)
         self.require(is_valid, path, "timesteps", f"larger for the {self.schedule} schedule, whose last beta would be 1")
 

@@ -23,6 +23,7 @@ class EmbeddingExample:
     augment: Augment | None = None
 
     def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Converts a record to an example; `augment`: with its image."""
         ids, truncated = self.tokenizer.encode_flagged([self.choose(record["captions"], rng)])
         example = {"embedding": record["embedding"], "text": ids[0], "truncated": truncated[0]}
         if self.augment is not None:
@@ -37,4 +38,5 @@ class ImageExample:
     augment: Augment
 
     def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Converts a record to an example."""
         return {"image": self.augment(record["image"], rng)}

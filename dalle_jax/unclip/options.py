@@ -26,6 +26,7 @@ class PriorModelOptions(Options):
     buckets: int = option(1024, "number of values to which an autoregressive prior quantises each component", least=2)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(self.width % 2 == 0, path, "width", "even: a sine and a cosine for each frequency of the timestep")
         self.require(self.width % self.heads == 0, path, "heads", f"a divisor of {path}.width = {self.width}")
 
@@ -46,6 +47,7 @@ class PriorOptions(PriorModelOptions):
         return self.text_length + 3 + self.time_token
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         super().check(path)
         is_possible = self.type != "autoregressive" or self.components <= self.embed_dim
         self.require(is_possible, path, "components", f"in [1, {self.embed_dim}], the dimension of CLIP's embeddings")
@@ -78,6 +80,7 @@ class UNetOptions(Options):
         return ()
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(bool(self.channels), path, "channels", "one or more numbers")
         self.require(self.channels[0] % 2 == 0, path, "channels", "even: sines and cosines of the timestep")
         is_divisible = all(channels % self.groups == 0 for channels in self.channels)
@@ -102,6 +105,7 @@ class DecoderModelOptions(UNetOptions):
     image_tokens: int = option(4, "number of context tokens that are made of the image embedding", least=1)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         super().check(path)
         levels = tuple(range(len(self.channels)))
         is_known = bool(self.attention) and set(self.attention) <= set(levels)

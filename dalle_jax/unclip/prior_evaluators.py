@@ -31,6 +31,7 @@ class EmbeddingsEvaluatorOptions(EvaluatorOptions):
     seed: int = option(0, "random seed", least=0, below=2**32)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(in_float32(self.guidance), path, "guidance", "a number that float32 has")
 
 
@@ -63,6 +64,7 @@ class Embeddings:
         self._program = context.jit(self._compare)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Returns cosines and errors, of sampled and of true embeddings; no pictures."""
         records = self._records()
         indices = range(min(self._options.examples or len(records), len(records)))
         batches = self._context.batches(indices, self._make_example, self._options.batch_size)

@@ -47,10 +47,12 @@ class PriorModel(Protocol):
     """
 
     @property
-    def timesteps(self) -> int | None: ...
+    def timesteps(self) -> int | None:
+        """Number of timesteps of training; None: the prior is no diffusion model."""
 
     @property
-    def is_deterministic(self) -> bool: ...
+    def is_deterministic(self) -> bool:
+        """Whether all samples of a text are equal."""
 
     def init(self, rng: jax.Array, text_width: int) -> Any:
         """Initialises the parameters, for a text tower of this width."""
@@ -148,9 +150,11 @@ class DiffusionPrior(_StandardizedPrior):
 
     @property
     def timesteps(self) -> int | None:
+        """Number of timesteps of training."""
         return self.diffusion.timesteps
 
     def loss(self, params, x, text, rng):
+        """Computes the mean squared error of the prediction at a random timestep, and metrics."""
         t_key, noise_key, dropout_key = jax.random.split(rng, 3)
         t = jax.random.randint(t_key, (len(x),), 0, self.diffusion.timesteps)
         noise = jax.random.normal(noise_key, x.shape)
@@ -160,9 +164,11 @@ class DiffusionPrior(_StandardizedPrior):
         return mse, {"mse": mse}
 
     def make_steps(self, count: int) -> Steps | None:
+        """Makes the table of `count` sampling steps. Raises ValueError for a count that is not possible."""
         return samplers.make_steps(self.diffusion, count)
 
     def sample(self, params, text, null, keys, steps, guidance):
+        """Samples standardised embeddings by ancestral sampling."""
         predict = self._make_predict(params, text, null, len(keys), guidance)
         noise = self._draw_noise(keys, self.diffusion.timesteps)
         return samplers.sample(predict, noise, keys, steps, make_ancestral_update(self.diffusion))
@@ -176,9 +182,11 @@ class OneStepPrior(_StandardizedPrior):
 
     @property
     def is_deterministic(self) -> bool:
+        """Whether the network is linear, which reads no noise."""
         return isinstance(self.network, LinearMap)
 
     def loss(self, params, x, text, rng):
+        """Computes the loss of one step from noise, and metrics."""
         noise_key, dropout_key = jax.random.split(rng)
         inputs = jax.random.normal(noise_key, x.shape), jnp.zeros(len(x), jnp.int32)
         output = self.network.apply({"params": params}, *inputs, *text, False, rngs={"dropout": dropout_key})
@@ -186,10 +194,12 @@ class OneStepPrior(_StandardizedPrior):
         return mse, {"mse": mse}
 
     def make_steps(self, count: int) -> Steps | None:
+        """Returns None: there is one step."""
         del count
         return None
 
     def sample(self, params, text, null, keys, steps, guidance):
+        """Predicts standardised embeddings from noise."""
         predict = self._make_predict(params, text, null, len(keys), guidance)
         return predict(self._draw_noise(keys, 0), jnp.zeros(len(keys), jnp.int32))
 

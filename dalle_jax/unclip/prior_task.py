@@ -43,6 +43,7 @@ class PriorDiffusion(Diffusion):
     )
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         super().check(path)
         self.require(not self.learned_variance, path, "learned_variance", "False for a prior")
 
@@ -62,9 +63,11 @@ class PriorTaskOptions(Options):
     )
 
     def identity(self) -> dict[str, Any]:
+        """Returns the options that decide what the weights mean."""
         return {"model": self.model.identity(), "diffusion": self.diffusion.identity()}
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         is_possible = self.model.type == "diffusion" or self.diffusion == PriorDiffusion()
         self.require(is_possible, path, "model.type", "'diffusion' where config.diffusion is not left at its defaults")
 

@@ -97,6 +97,32 @@ def sample(
     return jax.lax.scan(body, x, jax.tree.map(jnp.asarray, steps))[0]
 
 
+def sample_part(
+    predict: Predict,
+    x: Float32[Array, "b *shape"],
+    keys: jax.Array,
+    steps: Steps,
+    update: Update,
+    start: int | Int32[Array, ""],
+    stop: int | Int32[Array, ""],
+) -> tuple[Float32[Array, "b *shape"], Float32[Array, "b *shape"]]:
+    """Applies the rows [start, stop) of `steps` to `x` as `sample` does; also returns the clean data predicted last.
+
+    The bounds are traced, so that one program computes all parts of a sampling.
+    """
+    steps = jax.tree.map(jnp.asarray, steps)
+
+    def body(index, carry):
+        x, _ = carry
+        step = jax.tree.map(lambda column: column[index], steps)
+        output = predict(x, jnp.full(len(x), step.t)).astype(jnp.float32)
+        to_the_end = step._replace(next_signal=1.0, next_sigma=0.0, x0_weight=1.0, x_weight=0.0)
+        x0 = update(output, x, jnp.zeros_like(x), to_the_end)
+        return update(output, x, draw_noise(keys, step.t, x.shape[1:]), step), x0
+
+    return jax.lax.fori_loop(start, stop, body, (x, x))
+
+
 def make_ancestral_update(diffusion: Diffusion, constrain: Callable | None = None) -> Update:
     """Makes the update that samples p(x_{t-1} | x_t) (arXiv 2006.11239, algorithm 2).
 

@@ -30,6 +30,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Int[Array, "b"]) -> Float[Array, "b features"]:
+        """Embeds timesteps."""
         x = sinusoid(t, self.width)
         x = nn.silu(Dense((self.features,), ("proj", "mlp"), self.width**-0.5, self.dtype, name="dense1")(x))
         return Dense((self.features,), ("mlp", "embed"), self.features**-0.5, self.dtype, name="dense2")(x)

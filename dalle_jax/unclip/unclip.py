@@ -109,6 +109,7 @@ class Unclip:
         first: Sequence[int] | np.ndarray | None = None,
         batch_size: int = 64,
         progress: bool = True,
+        preview: Callable[[int, int, np.ndarray], object] | None = None,
     ) -> Imagined:
         """Samples images of prompts; returns images, embeddings and scores.
 
@@ -127,6 +128,8 @@ class Unclip:
           first: number of the first sample of each prompt; None: 0, or for a repeated prompt the next one.
           batch_size: maximum number of images per batch.
           progress: whether to show a progress bar.
+          preview: callback `(index of the batch's first sample, steps taken, images uint8 [b, h, w, 3])` while the decoder
+            samples: the pictures that it predicts, of its own size. Samples are numbered prompt by prompt.
 
         Raises ValueError for invalid arguments.
         """
@@ -156,8 +159,9 @@ class Unclip:
             )
             bar.update(len(rows))
             images = self._decode(
-                embeddings, ids, rows, steps=steps, guidance=guidance, eta=eta, batch_size=batch_size, advance=bar.update
-            )
+                embeddings, ids, rows, steps=steps, guidance=guidance, eta=eta, batch_size=batch_size, advance=bar.update,
+                preview=preview,
+            )  # fmt: skip
         images, embeddings = (x.reshape(len(prompts), n, *x.shape[1:]) for x in (images, embeddings))
         order, scores = np.tile(np.arange(n), (len(prompts), 1)), None
         if reranker is not None:

@@ -59,6 +59,7 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], embedding: Float[Array, "b e"], deterministic: bool = True
     ) -> Float[Array, "b h2 w2 features"]:
+        """Applies the block; `embedding` is that of timestep and condition."""
         y = nn.silu(group_norm(self.groups, self.dtype, "norm1", _EPS)(x))
         if self.resize is not None:
             x, y = self.resize(x), self.resize(y)
@@ -90,6 +91,7 @@ class ContextAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]
     ) -> Float[Array, "b h w c"]:
+        """Applies the block; `mask` is False at tokens of the context that are padding."""
         b, h, w, c = x.shape
         pixels = group_norm(self.groups, self.dtype, "norm", _EPS)(x).reshape(b, h * w, c)
 

@@ -61,9 +61,11 @@ class UpsamplerTaskOptions(Options):
     dropout: float = option(0.0, "dropout rate in residual blocks", least=0, below=1)
 
     def identity(self) -> dict[str, Any]:
+        """Returns the options that decide what the weights mean."""
         return {"model": self.model.identity(), "factor": self.factor, "diffusion": self.diffusion.identity()}
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(self.model.size % self.factor == 0, path, "factor", f"a divisor of model.size = {self.model.size}")
 
 
@@ -160,6 +162,7 @@ class Upsampling:
         self._program = context.jit(upsample)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Returns PSNRs in dB, and a sheet of small, bicubic, enlarged and original images."""
         indices = range(len(self._records))
         batches = self._context.batches(indices, self._make_example, self._options.batch_size)
         errors: dict[str, list[np.ndarray]] = {}

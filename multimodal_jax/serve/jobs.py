@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-_DEVICE = threading.Lock()  # held by the job that computes; a stopped one releases it when it notices
+from multimodal_jax.serve.device import DEVICE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +56,16 @@ class Job:
             pictures.append((file, ""))
         self._results.put(Result(pictures, text=text))
 
-    def run(self, function: Callable[["Job"], Result]) -> None:
-        """Runs the function, in the thread of the job."""
+    def run(self, function: Callable[["Job"], Result], is_shared: bool = False) -> None:
+        """Runs the function, in the thread of the job; see `run` below."""
+
+        def compute(_=None) -> list[Result]:
+            self.show("working …")
+            return [function(self)]
+
         try:
-            with _DEVICE:
-                self.show("working …")
-                self._results.put(function(self))
+            [result] = compute() if is_shared else [DEVICE.compute(compute, None)]
+            self._results.put(result)
         except _JobStopped:
             pass
         except BaseException as error:  # is raised where the results are read
@@ -81,14 +85,16 @@ class Job:
         self._is_stopped.set()
 
 
-def run(function: Callable[[Job], Result]) -> Iterator[Result]:
+def run(function: Callable[[Job], Result], is_shared: bool = False) -> Iterator[Result]:
     """Runs a function as a job, and yields what it shows and then its result. Closing the iterator stops the job.
 
-    Jobs wait for each other: they compute on the same devices.
+    Args:
+      is_shared: whether jobs run side by side, as far as their models let them; else the job waits for the device, which it
+        has for itself.
     """
     with tempfile.TemporaryDirectory(prefix="multimodal-jax-", ignore_cleanup_errors=True) as folder:
         job = Job(Path(folder))
-        threading.Thread(target=job.run, args=(function,), daemon=True).start()
+        threading.Thread(target=job.run, args=(function, is_shared), daemon=True).start()
         try:
             yield from job.results()
         finally:

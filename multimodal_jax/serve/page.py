@@ -23,6 +23,7 @@ from train_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 _TITLE = "Multimodal JAX"
+_USERS = 32  # requests of shared tabs at a time, of gradio's 40 threads; others wait in gradio's queue
 _KEEP_FILES = 3600  # seconds for which the pictures of a result can be downloaded
 # Fonts of the system, so that no other machine is asked for one. Text is as dark as WCAG's 4.5 : 1 needs it.
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
@@ -42,30 +43,39 @@ def serve(models: Models, host: str, port: int) -> None:
         # Where gradio keeps uploads and results. It reads this when it is imported.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         try:
-            import gradio as gr
+            import gradio  # noqa: F401
         except ImportError as error:
             raise UserError(f"the page needs gradio ({error}): pip install 'multimodal-jax[app]'") from error
         for sentence in models.runs.damaged:
             print(f"multimodal-jax serve: left out: {sentence}")
         # Such pictures are refused; Pillow's warning, which gradio would print beside them, says the same.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        theme = gr.themes.Default(primary_hue="blue", **_FONTS).set(
-            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
-            body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
-            block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
-            block_title_text_color="*neutral_700", block_title_text_color_dark="*neutral_200",
-            button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
-            button_primary_background_fill_hover_dark="*primary_700",
-        )  # fmt: skip
         try:
-            build(models).queue(default_concurrency_limit=1).launch(
-                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
-                max_file_size=MAX_BYTES, footer_links=[], theme=theme, css=_STYLE, enable_monitoring=False,
-            )  # fmt: skip
+            launch(models, host, port)
         except OSError as error:
             raise UserError(f"--port {port}: {error}; choose another port") from error
         print(f"http://{host}:{port} is open until Ctrl-C: {', '.join(tab.title for tab in TABS)}", flush=True)
         threading.Event().wait()
+
+
+def launch(models: Models, host: str, port: int):
+    """Starts the server in a thread. Returns the page, a `gradio.Blocks`, whose `close` ends it."""
+    import gradio as gr
+
+    theme = gr.themes.Default(primary_hue="blue", **_FONTS).set(
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700", block_label_text_color_dark="*neutral_200",
+        block_title_text_color="*neutral_700", block_title_text_color_dark="*neutral_200",
+        button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+    )  # fmt: skip
+    page = build(models)
+    page.queue().launch(
+        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
+        max_file_size=MAX_BYTES, footer_links=[], theme=theme, css=_STYLE, enable_monitoring=False,
+    )  # fmt: skip
+    return page
 
 
 def build(models: Models):
@@ -116,7 +126,8 @@ def _add_tab(tab: Tab, models: Models, missing: Sequence[str]) -> None:
 
     triggers = [start.click, *(x.submit for x in components.values() if isinstance(x, gr.Textbox))]
     event = gr.on(
-        triggers, run, list(components.values()), outputs, show_progress="minimal", concurrency_id="device",
+        triggers, run, list(components.values()), outputs, show_progress="minimal",
+        concurrency_id="shared" if tab.is_shared else "device", concurrency_limit=_USERS if tab.is_shared else 1,
         trigger_mode="once", api_visibility="private",
     )  # fmt: skip
     stop.click(lambda: _paragraph("stopped"), None, status, cancels=[event], queue=False, api_visibility="private")
@@ -150,7 +161,7 @@ def run_tab(tab: Tab, models: Models, values: Mapping[str, Any]) -> Iterator[tup
     try:
         checked = tab.check(values, models.runs)
         command = shlex.join(tab.make_words(checked))
-        for result in jobs.run(lambda job: tab.run(models, checked, job)):
+        for result in jobs.run(lambda job: tab.run(models, checked, job), tab.is_shared):
             pictures = [(str(file), caption) for file, caption in result.pictures]
             yield _paragraph(result.text), dict(result.shares or {}) or None, pictures, command
     except USER_ERRORS as error:

@@ -36,6 +36,7 @@ class Text:
     info: str = ""
 
     def check(self, value: Any, runs: Runs) -> str:
+        """Returns the text without spaces around it. Raises UserError if it is too long, empty, or would name a file."""
         text = value if isinstance(value, str) else ""
         if len(text) > MAX_CHARACTERS:
             raise UserError(f"{self.label}: {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
@@ -55,6 +56,7 @@ class Picture:
     info: str = ""
 
     def check(self, value: Any, runs: Runs) -> str | None:
+        """Returns the path of the file, or None without one. Raises UserError if the file is no picture or too large."""
         if not value:
             if self.optional:
                 return None
@@ -81,6 +83,7 @@ class Number:
     info: str = ""
 
     def check(self, value: Any, runs: Runs) -> float | int:
+        """Returns the number. Raises UserError for other values, and outside of the range."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if isinstance(self.default, int) and is_number and value == int(value):
             value = int(value)
@@ -99,9 +102,11 @@ class Choice:
     info: str = ""
 
     def list_choices(self, runs: Runs) -> list[str]:
+        """Returns the choices, the default first."""
         return list(self.choices(runs) if callable(self.choices) else self.choices)
 
     def check(self, value: Any, runs: Runs) -> str:
+        """Returns the choice. Raises UserError for other values."""
         choices = self.list_choices(runs)
         if value not in choices:
             raise UserError(f"{self.label} = {value!r}; it must be one of {', '.join(choices)}")
@@ -132,6 +137,7 @@ class Tab:
       run: `(models, values, job) -> result`.
       advanced: names of fields that are folded away at first.
       has_shares: whether results have probabilities of labels.
+      is_shared: whether several users are answered together: `run` computes by `shared_models` alone.
     """
 
     title: str
@@ -143,6 +149,7 @@ class Tab:
     run: Callable[[Models, Values, Job], Result]
     advanced: tuple[str, ...] = ()
     has_shares: bool = False
+    is_shared: bool = False
 
     @property
     def form(self) -> dict[str, Field]:

@@ -109,12 +109,16 @@ def test_pictures_contain_their_metadata(models):
     assert painted[-1][2][0][1]["vqgan-jax paint"]["options"]["steps"] == 2
 
 
-def test_drawing_and_painting_show_what_they_have_so_far(models):
+def test_drawing_painting_and_imagining_show_what_they_have_so_far(models):
     drawn, _ = use("Draw", models)
     assert sum("rows of codes" in status for status, _, _ in drawn) >= 2
     assert all(len(pictures) == 2 for status, _, pictures in drawn if "rows of codes" in status)
     painted, _ = use("Paint", models)
     assert [status for status, _, _ in painted if "step " in status][0].startswith('<p role="status">step 1 of 2, loss ')
+    imagined, _ = use("Imagine", models, n=3)
+    assert [(status, len(pictures)) for status, _, pictures in imagined if " steps" in status] == [
+        (f'<p role="status">{count} of 2 steps …</p>', 3) for count in (1, 2)
+    ]
 
 
 def test_a_model_is_loaded_once_and_compiled_once(models, compilations):

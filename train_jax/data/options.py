@@ -43,6 +43,7 @@ class AugmentOptions(Options):
     gray_scale_prob: float = option(0.0, "share of the images that are made grey", least=0, most=1)
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         is_range = len(self.scale) == 2 and self.scale[0] <= self.scale[1]
         self.require(is_range, path, "scale", "two shares of the area, 0 < from <= to <= 1")
         is_known = len(self.papers) > 0 and set(self.papers) <= set(KINDS)

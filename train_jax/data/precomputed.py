@@ -56,10 +56,12 @@ class PrecomputedRecords(Sequence):
 
     @property
     def name(self) -> str:
+        """Name of the array and of the source."""
         return f"{self.field} of {self.source.name}"
 
     @property
     def shard_starts(self) -> Int64[np.ndarray, "tars+1"] | None:
+        """First record of each tar and the number of records; None: the source has no tars."""
         return self.source.shard_starts
 
     def __reduce__(self):

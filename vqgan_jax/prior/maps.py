@@ -61,13 +61,16 @@ class CodedMaps:
 
     @property
     def factor(self) -> int:
+        """Side in values of what a token stands for."""
         return self.module.factor
 
     @property
     def vocabulary_size(self) -> int:
+        """Number of codes."""
         return self.module.quantizer.size
 
     def check(self, array: np.ndarray, size: int) -> np.ndarray:
+        """Returns a map of the right dtype. Raises ValueError for another shape, dtype or range."""
         if self.is_segmentation:
             _require(array, (size, size), "iu", 0, self.channels - 1, "a segmentation")
             return array.astype(np.int32)
@@ -75,6 +78,7 @@ class CodedMaps:
         return array.astype(np.float32)
 
     def encode(self, maps: np.ndarray) -> Int32[np.ndarray, "n h w"]:
+        """Encodes maps as codes."""
         return np.asarray(self._program(self.variables, maps))
 
     @functools.cached_property
@@ -101,15 +105,18 @@ class Coordinates:
 
     @property
     def fingerprint(self) -> str:
+        """What decides the meaning of tokens."""
         return f"coordinates {self.levels} {self.factor}"
 
     def check(self, array: np.ndarray, size: int) -> np.ndarray:
+        """Returns a map in float32. Raises ValueError for another shape, dtype or range."""
         _require(array, (size, size), "f", 0, 1, "coordinates")
         if (largest := self.encode(array[None]).max()) >= self.vocabulary_size:
             raise ValueError(f"coordinates with the token {largest}: the model has tokens below {self.vocabulary_size}")
         return array.astype(np.float32)
 
     def encode(self, maps: np.ndarray) -> Int32[np.ndarray, "n h w"]:
+        """Encodes maps as rounded means of squares."""
         side = maps.shape[1] // self.factor
         means = maps.reshape(-1, side, self.factor, side, self.factor).mean(axis=(2, 4), dtype=np.float32)
         return np.rint(np.float32(self.levels) * means).astype(np.int32)
@@ -147,21 +154,26 @@ class MapCondition:
 
     @property
     def length(self) -> int:
+        """Number of tokens of a map."""
         return token_count(self.encoder, self.reduced or self.size)
 
     @property
     def vocabulary_size(self) -> int:
+        """Number of tokens."""
         return self.encoder.vocabulary_size
 
     @property
     def fingerprint(self) -> str:
+        """What decides the meaning of tokens: two conditions with equal ones can replace each other."""
         return f"map {self.size} {self.reduced} {self.encoder.fingerprint}"
 
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
+        """Tokens with the shape of a map's; maps are never dropped."""
         return np.zeros(self.length, np.int32)  # for shapes alone, as maps are never dropped
 
     def drop(self, tokens: Tokens) -> Tokens:
+        """Returns `null`, for shapes alone."""
         return self.null[None]
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
@@ -173,15 +185,19 @@ class MapCondition:
         return self.encoder.encode(maps).reshape(len(maps), -1)
 
     def seed(self, condition: Any) -> int:
+        """Computes the seed of a map: CRC-32 of its values."""
         return zlib.crc32(np.ascontiguousarray(self._read(condition)).tobytes())
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """Raises NotImplementedError: records have no maps."""
         raise NotImplementedError("records have no maps")
 
     def from_source(self, source, count: int) -> list[Any]:
+        """Raises NotImplementedError: records have no maps."""
         raise NotImplementedError("records have no maps")
 
     def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        """Returns True for all tokens."""
         return tokens >= 0
 
     def _read(self, condition: Any) -> np.ndarray:

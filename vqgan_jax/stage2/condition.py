@@ -83,17 +83,21 @@ class ClassCondition:
 
     @property
     def vocabulary_size(self) -> int:
+        """Number of tokens: the classes, and one for no class."""
         return self.classes + 1
 
     @property
     def fingerprint(self) -> str:
+        """What decides the meaning of tokens: two conditions with equal ones can replace each other."""
         return f"{self.classes} classes"
 
     @property
     def null(self) -> Int32[np.ndarray, "length"]:
+        """The token of no class."""
         return np.array([self.classes], np.int32)
 
     def drop(self, tokens: Tokens) -> Tokens:
+        """Returns `null`, which stands for each row."""
         return self.null[None]
 
     def encode(self, conditions: Sequence[Any]) -> Int32[np.ndarray, "n length"]:
@@ -108,16 +112,20 @@ class ClassCondition:
         return np.array([[self.classes if label is None else label] for label in conditions], np.int32).reshape(-1, 1)
 
     def seed(self, condition: int | np.integer | None) -> int:
+        """Computes the seed of a class: CRC-32 of its number."""
         return zlib.crc32(str(condition).encode())
 
     def example(self, record: Mapping, rng: np.random.Generator | None) -> dict[str, np.ndarray]:
+        """Returns the token of a record's label. Raises BrokenSample for a label that is no class."""
         label = int(record.get("label", -1)) if self.classes else -1  # below 0: image without label
         if label >= self.classes:
             raise BrokenSample(f"label {label}, where config.model.classes = {self.classes}")
         return {"condition": np.array([label if label >= 0 else self.classes], np.int32)}
 
     def from_source(self, source, count: int) -> list[int | None]:
+        """Returns `count` classes, one after the other."""
         return [i % self.classes if self.classes else None for i in range(count)]
 
     def likelihood_mask(self, tokens: Int[Tokens, "n length"]) -> Bool[Tokens, "n length"]:
+        """Returns True for all tokens."""
         return tokens >= 0

@@ -40,6 +40,7 @@ class SamplingOptions(EvaluatorOptions):
     guidance: float = option(1.0, "classifier-free guidance scale; 1: none")
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         for key in ("guidance", "temperature"):
             self.require(in_float32(getattr(self, key)), path, key, "a number that float32 has")
 
@@ -91,6 +92,7 @@ class Likelihood:
         self._program = context.jit(self._sum_losses)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Returns bits per code, and per condition token if the model predicts these; no pictures."""
         records, condition = self._records(), self._stage.condition
 
         def example(record, rng):
@@ -201,6 +203,7 @@ class Samples:
             self._originals = np.concatenate([self._features.extract(batch)[:real] for batch, real in images])
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Returns the number of distinct codes and distances, and the grid."""
         codes = self._sampler.sample_codes(params)
         images = self._sampler.decode_images(codes)
         metrics = {"distinct_codes": float(len(np.unique(codes)))}

@@ -22,6 +22,7 @@ class StreamExample:
     augment: Augment | None
 
     def __call__(self, record: Mapping, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Converts a record to an example."""
         tokens = self.condition.example(record, rng)
         if self.augment is None:
             return tokens | {"codes": random_view(record["codes"], rng)}

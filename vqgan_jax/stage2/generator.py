@@ -127,7 +127,7 @@ class CodeGenerator:
         conditions: Sequence | None = None,
         n: int = 1,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] | np.ndarray = 0,
         temperature: float | int = 1.0,
         top_k: int | None = None,
         top_p: float | int | None = None,
@@ -151,7 +151,8 @@ class CodeGenerator:
           conditions: classes or texts; None for samples without condition. A repeated condition gets the additional samples
             of a larger `n`.
           n: number of samples per condition.
-          seed: random seed, 0 to 2^32 - 1. Sample i of a condition does not depend on other conditions or `batch_size`.
+          seed: random seed, 0 to 2^32 - 1, or one for each condition. Sample i of a condition does not depend on other
+            conditions or `batch_size`.
           temperature, top_k, top_p, guidance: see `nn_jax.decoding.Sampling`.
           size: (height, width) in pixels, at least the training size; larger images are sampled by a sliding window.
           stride: stride of the window in codes; 1 gives each code the largest context; None: half a window.
@@ -395,8 +396,10 @@ class CodeGenerator:
                 raise ValueError(f"{name} = {value} must be {allowed}")
 
         require(isinstance(n, int | np.integer) and n >= 1, "n", n, "an integer, at least 1")
-        is_integer = isinstance(seed, int | np.integer)
-        require(is_integer and 0 <= seed < 2**32, "seed", seed, "an integer in [0, 2^32)")
+        seeds = np.asarray(seed)
+        are_integers = seeds.dtype.kind in "iu" and seeds.shape in ((), (len(conditions),))
+        is_seed = are_integers and bool(((seeds >= 0) & (seeds < 2**32)).all())
+        require(is_seed, "seed", seed, "an integer in [0, 2^32), or one for each condition")
         require(temperature >= 0 and in_float32(temperature), "temperature", temperature, "0 or more, and finite in float32")
         num_codes = self.module.num_codes
         require(top_k is None or 1 <= top_k <= num_codes, "top_k", top_k, f"in [1, {num_codes}], or None for all codes")

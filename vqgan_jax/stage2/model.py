@@ -66,6 +66,7 @@ class CodeTransformerOptions(Options):
     )
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         self.require(self.width % self.heads == 0, path, "width", f"a multiple of config.{path}.heads = {self.heads}")
         self.require(round(self.mlp_ratio * self.width) >= 1, path, "mlp_ratio", "larger")
         self.require(bool(self.attention), path, "attention", f"one or more of {', '.join(PATTERNS)}")

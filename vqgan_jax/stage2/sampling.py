@@ -172,11 +172,15 @@ def first_samples(conditions: Sequence[Any], n: int) -> Int[np.ndarray, "p"]:
 
 
 def make_seeds(
-    condition: Condition, conditions: Sequence[Any], first: Int[np.ndarray, "p"], n: int, seed: int
+    condition: Condition,
+    conditions: Sequence[Any],
+    first: Int[np.ndarray, "p"],
+    n: int,
+    seed: int | Sequence[int] | np.ndarray,
 ) -> UInt32[np.ndarray, "p n 3"]:
-    """Returns `Requests.seeds` of `n` samples per condition, of which `first` are the first."""
+    """Returns `Requests.seeds` of `n` samples per condition, of which `first` are the first; one seed, or one for each."""
     rows = np.empty((len(conditions), n, 3), np.uint32)
-    rows[..., 0] = seed
+    rows[..., 0] = np.reshape(seed, (-1, 1))
     rows[..., 1] = np.array([condition.seed(value) for value in conditions], np.uint32)[:, None]
     rows[..., 2] = first[:, None] + np.arange(n)
     return rows

@@ -76,9 +76,11 @@ class Stage2TaskOptions(Options):
     )
 
     def identity(self) -> dict[str, Any]:
+        """Returns the options that decide what the weights mean."""
         return {"model": self.model.identity(), "vqgan": self.vqgan.identity()}
 
     def check(self, path: str) -> None:
+        """Raises ConfigError for values that exclude each other; `path` is where the options are in the config."""
         is_plain = self.augment.is_identity or not self.codes.cached
         self.require(is_plain, path, "augment", "the default with codes.cached = True")
         may_flip = self.codes.cached or not self.codes.flip

@@ -44,4 +44,5 @@ TAB = Tab(
     run,
     advanced=("template",),
     has_shares=True,
+    is_shared=True,
 )

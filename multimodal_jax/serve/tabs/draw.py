@@ -38,19 +38,22 @@ def sampling_words(values: Values, folder: str) -> list[str]:
     return options(model=values["dalle"], **{name: values[name] for name in names}, rerank=rerank, folder=folder)
 
 
-def run_command(models: Models, job: Job, words: list[str], draw: Callable) -> list[tuple[Path, str]]:
+def run_command(
+    models: Models, job: Job, words: list[str], draw: Callable, unit: str = "rows of codes"
+) -> list[tuple[Path, str]]:
     """Runs a command that draws pictures of one prompt into `job.folder / "pictures"`; returns them, the best first.
 
     Args:
       words: command line with the name of the program.
       draw: `(arguments, preview)`; a CLIP that ranks is loaded already.
+      unit: what the previews count.
     """
     arguments = parse(cli.make_parser(), words[1:])
     if arguments.rerank not in (None, LIKELIHOOD):
         arguments.rerank = models.open("clip", arguments.rerank)
 
-    def show(first: int, rows: int, images) -> None:
-        job.show(f"{rows} rows of codes …", images)
+    def show(first: int, count: int, images) -> None:
+        job.show(f"{count} {unit} …", images)
 
     job.show("loading, and at the first time compiling …")
     draw(arguments, show)
@@ -91,4 +94,5 @@ TAB = Tab(
     make_words,
     run,
     advanced=ADVANCED,
+    is_shared=True,
 )

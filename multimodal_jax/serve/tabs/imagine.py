@@ -24,9 +24,10 @@ def run(models: Models, values: Values, job: Job) -> Result:
     """Samples pictures by `dalle-jax imagine`."""
 
     def draw(arguments, preview) -> None:
-        imagine(models.open("unclip", values["unclip"]), arguments, arguments.prompts)
+        imagine(models.open("unclip", values["unclip"]), arguments, arguments.prompts, preview)
 
-    pictures = run_command(models, job, _make_words(values, str(job.folder / "pictures")), draw)
+    words = _make_words(values, str(job.folder / "pictures"))
+    pictures = run_command(models, job, words, draw, f"of {values['steps']} steps")
     return Result(pictures, text=f"{len(pictures)} pictures")
 
 

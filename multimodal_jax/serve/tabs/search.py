@@ -49,4 +49,5 @@ TAB = Tab(
     make_words,
     run,
     advanced=("top",),
+    is_shared=True,
 )

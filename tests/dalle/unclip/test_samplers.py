@@ -139,6 +139,18 @@ def test_an_example_does_not_depend_on_its_batch_and_parts_of_a_table_follow_eac
     assert len(np.unique(batch)) == batch.size, "noise differs between examples and values"
 
 
+@pytest.mark.parametrize("make_update", [samplers.make_ancestral_update, samplers.make_ddim_update])
+def test_parts_of_a_sampling_are_the_sampling_and_tell_what_they_predict(make_update):
+    d = Diffusion(prediction="x0", x0_range=100.0)
+    steps, update = samplers.make_steps(d, 6), make_update(d)
+    x = noise = samplers.draw_noise(keys(3), d.timesteps, (2,))
+    for start, stop in ((0, 2), (2, 6)):
+        before = samplers.sample(optimal(d), noise, keys(3), jax.tree.map(lambda x: x[: stop - 1], steps), update)  # noqa: B023
+        x, x0 = samplers.sample_part(optimal(d), x, keys(3), steps, update, start, stop)
+        np.testing.assert_allclose(x0, optimal(d)(before, jnp.full(3, steps.t[stop - 1])), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(x, samplers.sample(optimal(d), noise, keys(3), steps, update), rtol=1e-5, atol=1e-6)
+
+
 def test_guidance_weighs_pairs_of_rows_and_keeps_the_conditional_variance():
     condition = samplers.interleave({"c": jnp.array([[1.0], [2.0]])}, {"c": jnp.array([[0.0], [0.5]])})
     np.testing.assert_array_equal(condition["c"][:, 0], [1, 0, 2, 0.5])

@@ -72,7 +72,9 @@ def test_a_sample_depends_on_its_condition_seed_and_index_only(by_class):
         np.testing.assert_allclose(drawing.log_probs, again.log_probs, rtol=1e-5)
     few = by_class.draw(conditions[:1], 2, seed=3, progress=False, guidance=1.5)
     np.testing.assert_array_equal(drawing.codes[:1, :2], few.codes)
-    assert (by_class.draw(conditions, 5, seed=4, progress=False, guidance=1.5).codes != drawing.codes).any()
+    other = by_class.draw(conditions, 5, seed=[4, 3, 3], progress=False, guidance=1.5)
+    np.testing.assert_array_equal(other.codes[1:], drawing.codes[1:])
+    assert (other.codes[0] != drawing.codes[0]).any()
     assert len({c.tobytes() for c in drawing.codes.reshape(15, -1)}) > 10
     assert drawing.images.shape == (3, 5, 16, 16, 3) and drawing.images.dtype == np.uint8
     pictures = np.round(255 * by_class.vqgan.decode(drawing.codes.reshape(15, 4, 4)))
@@ -313,6 +315,7 @@ def test_a_stream_is_the_drawing_in_parts(by_text):
         ({"first": [0, 1]}, r"first = \[0, 1\] must be 1 integers, at least 0"),
         ({"n": 0}, "n = 0 must be an integer, at least 1"),
         ({"seed": -1}, "seed = -1 must be an integer in"),
+        ({"seed": [0, 1]}, r"seed = \[0, 1\] must be an integer in \[0, 2\^32\), or one for each condition"),
         ({"temperature": -0.1}, "temperature = -0.1 must be 0 or more"),
         ({"top_k": 0}, r"top_k = 0 must be in \[1, 12\]"),
         ({"top_k": 13}, "top_k = 13"),

@@ -24,12 +24,15 @@ class Fourier(Drawer):
     decay: float = option(1.0, "power of the frequency by which coefficients are divided", least=0)
 
     def init(self, size, seeds):
+        """Draws coefficients float32 [n, H, W, 3]."""
         return normal(seeds, (*size, 3), 0.01)
 
     def encode(self, size, images, z):
+        """Transforms pictures to coefficients, exactly."""
         return hartley(np, decorrelate(to_logits(np.asarray(images)))).astype(np.float32) / self.scale(size)
 
     def render(self, z, context):
+        """Transforms coefficients to pixels."""
         return jax.nn.sigmoid(correlate(hartley(jnp, z * self.scale(context.size))))
 
     def regularise(self, z, context):

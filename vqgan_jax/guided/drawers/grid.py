@@ -31,16 +31,19 @@ class Grid(Drawer):
             parse_colour(name)
 
     def init(self, size, seeds):
+        """Draws logits of cells float32 [n, cells, 3]. Raises ConfigError for cells smaller than a pixel."""
         if self.cells > min(size):
             raise ConfigError(f"cells = {self.cells}: the shorter side has {min(size)} pixels; at most as many cells")
         return normal(seeds, (int(cell_map(self.shape, self.cells, size).max()) + 1, 3), 0.1)
 
     def encode(self, size, images, z):
+        """Computes the mean colour of each cell as logits."""
         cells = cell_map(self.shape, self.cells, size).ravel()
         means = [[np.bincount(cells, image[..., i].ravel()) for i in range(3)] for image in np.asarray(images)]
         return to_logits((np.array(means) / np.bincount(cells)).astype(np.float32).swapaxes(1, 2))
 
     def render(self, z, context):
+        """Fills cells with their colours, or with the nearest ones of the palette."""
         cells = jax.nn.sigmoid(z)
         if self.colours:
             cells = nearest_colours(cells, np.stack([parse_colour(name) for name in self.colours]))

@@ -25,6 +25,7 @@ class Implicit(Drawer):
     seamless: bool = option(False, "whether the picture tiles without a seam")
 
     def init(self, size, seeds):
+        """Draws weights of the network."""
         widths, z = [4 if self.seamless else 2, *[self.width] * self.depth, 3], {}
         for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
             # SIREN's: uniform, with bound 1 / fan_in in the first layer and sqrt(6 / fan_in) in the others.
@@ -34,6 +35,7 @@ class Implicit(Drawer):
         return z
 
     def render(self, z, context):
+        """Evaluates the network at each pixel."""
         positions = np.moveaxis(2 * pixel_positions(context.size), 0, -1)  # shorter side from -1 to 1
         if self.seamless:
             turns = 2 * np.pi * positions * min(context.size) / (2 * np.array(context.size[::-1]))

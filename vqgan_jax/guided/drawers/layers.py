@@ -28,14 +28,17 @@ class Layers(Drawer):
 
     @property
     def factor(self):
+        """That of the inner drawer."""
         return self.inner.factor
 
     def init(self, size, seeds):
+        """Draws parameters of the inner drawer, for colour and opacity of each layer."""
         sequences = [np.random.SeedSequence((seed, i)) for seed in seeds for i in range(2 * self.count)]
         inner_seeds = [int(sequence.generate_state(1)[0]) for sequence in sequences]
         return self._stack(self.inner.init(size, inner_seeds), len(seeds))
 
     def encode(self, size, images, z):
+        """Encodes pictures as the last layer, with half transparent copies in front."""
         images = np.asarray(images)
         opacity = np.full((len(images), self.count, *images.shape[1:]), 0.5, np.float32)
         opacity[:, -1] = 1.0
@@ -44,6 +47,7 @@ class Layers(Drawer):
         return self._stack(self.inner.encode(size, targets.reshape(-1, *images.shape[1:]), start), len(images))
 
     def render(self, z, context):
+        """Composites layers to RGBA."""
         render = jax.vmap(lambda z: self.inner.render(z, context))
         colours, opacities = render(z["colour"]), jnp.mean(render(z["opacity"]), axis=-1, keepdims=True)
         pixels, light = jnp.zeros_like(colours[0]), jnp.ones_like(opacities[0])

@@ -14,10 +14,13 @@ class Pixels(Drawer):
     """Raw pixels, as logits."""
 
     def init(self, size, seeds):
+        """Draws logits float32 [n, H, W, 3]."""
         return normal(seeds, (*size, 3), 0.1)
 
     def encode(self, size, images, z):
+        """Converts pixels to logits."""
         return to_logits(np.asarray(images))
 
     def render(self, z, context):
+        """Converts logits to pixels."""
         return jax.nn.sigmoid(z)

@@ -24,6 +24,7 @@ class Polygons(Drawer):
         rasterise.check_ground(self.ground)
 
     def init(self, size, seeds):
+        """Draws corners, colours and opacities."""
         n, radius = self.count, self.radius / rasterise.POSITION
         angles = 2 * np.pi * (uniform(seeds, (n, 1), 1) + np.arange(self.corners, dtype=np.float32) / self.corners)
         corners = radius * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -34,6 +35,7 @@ class Polygons(Drawer):
         }
 
     def render(self, z, context):
+        """Composites polygons with soft edges."""
         pixels = rasterise.pixel_positions(context.size)
 
         def opacity(polygon):

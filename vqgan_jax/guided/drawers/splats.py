@@ -24,6 +24,7 @@ class Splats(Drawer):
         rasterise.check_ground(self.ground)
 
     def init(self, size, seeds):
+        """Draws centres, scales, angles, colours and opacities."""
         n = self.count
         return {
             "centre": rasterise.spread(size, uniform(seeds, (n, 1, 2)))[:, :, 0],
@@ -34,6 +35,7 @@ class Splats(Drawer):
         }
 
     def render(self, z, context):
+        """Composites splats."""
         pixels = rasterise.pixel_positions(context.size)
 
         def opacity(splat):

@@ -31,6 +31,7 @@ class Strokes(Drawer):
             parse_colour(self.ink)
 
     def init(self, size, seeds):
+        """Draws control points, widths, colours and opacities."""
         n = self.count
         first = rasterise.spread(size, uniform(seeds, (n, 1, 2)))
         steps = normal(seeds, (n, 3, 2), _LENGTH / rasterise.POSITION, 1)
@@ -39,6 +40,7 @@ class Strokes(Drawer):
         return z if self.ink else z | {"colour": normal(seeds, (n, 3), 1.0, 4)}
 
     def render(self, z, context):
+        """Composites strokes with soft edges."""
         colours = jax.nn.sigmoid(z["colour"]) if not self.ink else jnp.tile(parse_colour(self.ink)[None], (self.count, 1))
         t = np.linspace(0, 1, _SEGMENTS + 1)[:, None]
         basis = np.concatenate([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3], axis=1).astype(np.float32)

@@ -38,6 +38,7 @@ class VqganLatents(Drawer):
 
     @property
     def factor(self) -> int:
+        """Pixels per side of a code."""
         return self.module.factor
 
     @functools.cached_property
@@ -49,13 +50,16 @@ class VqganLatents(Drawer):
         return Weights(self.vq.variables, codebook)
 
     def without_weights(self) -> "VqganLatents":
+        """Returns the drawer without the VQGAN, for compiled programs, which get weights as arguments."""
         return dataclasses.replace(self, vq=None)
 
     def init(self, size: tuple[int, int], seeds: Sequence[int]) -> jax.Array:
+        """Draws random codes as latents."""
         grid = (size[0] // self.factor, size[1] // self.factor)
         return self.from_codes(np.stack([starts.sample_codes(seed, grid, self.vq.num_codes) for seed in seeds]))
 
     def encode(self, size: tuple[int, int], images: Float32[np.ndarray, "n H W 3"], z: Any) -> jax.Array:
+        """Encodes pictures as latents."""
         return self.from_codes(self.vq.encode(images))
 
     def from_codes(self, codes: Int32[np.ndarray, "n h w"]) -> jax.Array:
@@ -63,6 +67,7 @@ class VqganLatents(Drawer):
         return latents.from_codes(self.latents, codes, self.weights.codebook, self.vq.num_codes)
 
     def render(self, z: jax.Array, context: Context) -> jax.Array:
+        """Decodes latents: of sampled codes with `context.key`, else of the likeliest ones."""
         variables, codebook = context.weights
         if context.key is None:
             quantized = latents.quantize_greedily(self.latents, z, codebook, context.temperature)
@@ -71,9 +76,11 @@ class VqganLatents(Drawer):
         return (self.module.apply(variables, quantized[None], method="decode_vectors")[0] + 1) / 2
 
     def project(self, z: jax.Array, context: Context) -> jax.Array:
+        """Clips latents to the range of the codebook."""
         return latents.clip_to_codebook(self.latents, z, context.weights.codebook)
 
     def codes(self, z: jax.Array, context: Context) -> jax.Array:
+        """Returns the codes int32 [h, w] of latents."""
         return latents.to_codes(self.latents, z, context.weights.codebook)
 
     def probabilities(self, z: jax.Array, context: Context, spacing: jax.Array | None) -> jax.Array:

@@ -23,13 +23,16 @@ class Wavelet(Drawer):
 
     @property
     def factor(self):
+        """Sides must be multiples of it."""
         return 2**self.levels
 
     def init(self, size, seeds):
+        """Draws coefficients of each level."""
         shapes = self.shapes(size)
         return {name: normal(seeds, shape, 0.01, stream) for stream, (name, shape) in enumerate(shapes.items())}
 
     def encode(self, size, images, z):
+        """Transforms pictures to coefficients, exactly."""
         x, z = decorrelate(to_logits(np.asarray(images))), {}
         for level in range(self.levels):
             x, *details = (band for half in analyse(x, -3) for band in analyse(half, -2))
@@ -37,6 +40,7 @@ class Wavelet(Drawer):
         return z | {"coarse": (x / self.scale(self.levels)).astype(np.float32)}
 
     def render(self, z, context):
+        """Transforms coefficients to pixels."""
         x = z["coarse"] * self.scale(self.levels)
         for level in reversed(range(self.levels)):
             bands = z[f"details{level}"] * self.scale(level)
