@@ -109,6 +109,8 @@ def animate(
     resolved = options_lib.resolve(options)
     if resolved.rate_decay or (resolved.probabilities and resolved.probabilities.temperature_end):
         raise ConfigError("lr_decay and temperature_end are schedules over the steps: an animation has no last step")
+    if resolved.enlarge is not None:
+        raise ConfigError(f"enlarge = {resolved.enlarge.enlarge} applies to paintings only: set a larger size or scale")
     if "save_every" in options:
         raise ConfigError("save_every applies to paintings only: an animation returns frames; set frame_steps instead")
     scenes = parse(prompt)

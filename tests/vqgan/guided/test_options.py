@@ -10,10 +10,11 @@ from vqgan_jax.guided import options as lib
 
 TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
-    prior_weight prior_guidance sparsity wide wide_side"""
+    prior_weight prior_guidance sparsity wide wide_side style_weight vignette vignette_width sharpen"""
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
-    overlay prior prior_text drawer drawer_options losses"""
-FREE = "quality save_every memory micro_cuts remat"
+    overlay prior prior_text drawer drawer_options losses style style_network vignette_colour wallpaper
+    wallpaper_cells lookup tile"""
+FREE = "quality save_every memory micro_cuts remat enlarge enlarge_steps"
 
 
 def test_qualities_are_defaults_of_steps_and_cuts():
@@ -84,6 +85,15 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"losses": ("m:f:much",)}, "losses: 'm:f:much' is not a loss"),
         ({"losses": ("m:f:0",)}, "losses: 'm:f:0' has a weight without effect"),
         ({"losses": "m:f"}, "losses = 'm:f' is of type str; it must be of type tuple"),
+        ({"style_weight": 2.0}, "style_weight = 2.0 has no effect: give style"),
+        ({"style_network": "a.npz"}, "style_network = 'a.npz' has no effect: give style"),
+        ({"vignette_colour": "red"}, "vignette_colour = 'red' has no effect: give vignette"),
+        ({"wallpaper": "p5"}, "wallpaper = 'p5'; it must be one of p1, p2, pm, "),
+        ({"wallpaper_cells": 3}, "wallpaper_cells = 3 has no effect: give wallpaper"),
+        ({"lookup": ("red", "rouge")}, "'rouge' is not a colour"),
+        ({"tile": (2, 9)}, r"tile = \(2, 9\); it must be in \[1, 8\]"),
+        ({"enlarge_steps": 5}, "enlarge_steps = 5 has no effect: give enlarge"),
+        ({"enlarge": 2, "prior": "runs/prior"}, "enlarge = 2: the prior models pictures of one size"),
         ({"wide_side": 2.0}, "wide_side = 2.0 has no effect: give wide"),
         ({"wide": 0.01, "cuts": 8}, "wide = 0.01 of 8 cutouts is none; it must be at least 0.125"),
         ({"wide": 0.5, "cut_method": "pooling"}, "wide = 0.5: cut_method = pooling always shows the whole picture"),
@@ -120,6 +130,7 @@ def test_a_group_without_effect_is_absent():
     options = lib.resolve({})
     absent = {name for name in lib.GROUPS if getattr(options, name) is None}
     expected = "drawing start probabilities rate_decay border palette aesthetic prior custom_losses wide_cuts"
+    expected += " style vignette wallpaper lookup tile sharpen enlarge"
     assert absent == set(expected.split())
     assert lib.resolve({"cut_method": "pooling"}).crops is None
     # Options of an absent group may be stated at their defaults.
@@ -129,7 +140,7 @@ def test_a_group_without_effect_is_absent():
 
 def test_options_keep_their_names():
     # They are arguments, flags, keys of config files and of metadata: earlier PNGs name them, too.
-    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 53
+    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 66
     assert lib.FIELDS.keys() - lib.TRACED == set(STATIC.split()) | set(FREE.split())
     assert set(lib.FREE) == set(FREE.split())
 
@@ -157,6 +168,7 @@ def test_a_size_between_codes_is_refused():
 
 def test_json_gives_the_same_options_back():
     values = {"size": (32, 64), "palette": ("red", "#00ff00"), "lr": 0.2, "init_image": "a.png", "micro_cuts": 4}
+    values |= {"tile": (2, 2), "lookup": ("red",)}
     options = lib.resolve(values)
     assert lib.resolve(options.to_json()) == options
     assert lib.resolve({"overlay": np.zeros((2, 2, 4), np.uint8)}).to_json()["overlay"] == "(an array)"

@@ -12,11 +12,12 @@ import numpy as np
 from train_jax import options as schema
 from train_jax.errors import ConfigError, in_float32
 from vqgan_jax.guided import drawers
-from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, Start
+from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, Enlarge, Start
 from vqgan_jax.guided.options.cutouts import Augmentations, Crops, Cutouts, WideCuts
 from vqgan_jax.guided.options.drawing import Drawing, Latents, Probabilities, make_drawer
+from vqgan_jax.guided.options.filters import Lookup, Sharpen, Tile, Wallpaper
 from vqgan_jax.guided.options.group import Group, differs_from_default, refuse_unknown, to_python
-from vqgan_jax.guided.options.losses import Aesthetic, Appearance, Border, CustomLosses, Palette, Prior
+from vqgan_jax.guided.options.losses import Aesthetic, Appearance, Border, CustomLosses, Palette, Prior, Style, Vignette
 from vqgan_jax.guided.options.schedule import QUALITIES, Memory, Optimization, RateDecay, Schedule
 
 
@@ -38,10 +39,17 @@ class Options:
     augmentations: Augmentations
     appearance: Appearance
     border: Border | None
+    vignette: Vignette | None
     palette: Palette | None
     aesthetic: Aesthetic | None
     prior: Prior | None
+    style: Style | None
     custom_losses: CustomLosses | None
+    wallpaper: Wallpaper | None
+    lookup: Lookup | None
+    tile: Tile | None
+    sharpen: Sharpen | None
+    enlarge: Enlarge | None
     memory: Memory
 
     def to_flat_dict(self) -> dict[str, Any]:
@@ -63,7 +71,8 @@ class Options:
         for name in IMAGE_OPTIONS:
             if values[name] is not None:
                 values[name] = str(values[name]) if isinstance(values[name], str | Path) else "(an array)"
-        values |= {"size": values["size"] and list(values["size"]), "palette": list(values["palette"])}
+        values |= {"size": values["size"] and list(values["size"])}
+        values |= {name: list(values[name]) for name in ("palette", "lookup", "tile")}
         values |= {"losses": [str(loss) for loss in values["losses"]]}
         return values | {"drawer_options": _to_json(values["drawer_options"])}
 
@@ -117,6 +126,8 @@ def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any
     if any(values["cut_power"] != 1 for values in completed) and all(values["cut_min"] == 1 for values in completed):
         raise ConfigError("cut_min = 1 makes every crop the whole shorter side: cut_power has no effect; leave one out")
     _check_wide_cuts(completed)
+    if completed[0]["prior"] is not None and completed[0]["enlarge"] != 1:
+        raise ConfigError(f"enlarge = {completed[0]['enlarge']}: the prior models pictures of one size; leave one out")
     if completed[0]["drawer"] != "vqgan":
         _check_drawer(completed)
     return [
