@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from train_jax.errors import ConfigError
 from vqgan_jax.guided import colour, wallpaper
-from vqgan_jax.guided.augment import sample
+from vqgan_jax.guided.augment import linear_weights, sample
 from vqgan_jax.guided.options import Options, parse_colour
 
 
@@ -68,8 +68,9 @@ def apply_filters(
 def symmetrise(x: Float[Array, "H W c"], group: str, cells: int) -> Float[Array, "H W c"]:
     """Makes a picture invariant under a wallpaper group with `cells` cells along its shorter side."""
     size = x.shape[:2]
-    rows, columns = wallpaper.orbit_points(group, wallpaper.cell_side(group, cells, size), size)
-    return sample(x, jnp.asarray(rows.ravel(), jnp.float32), jnp.asarray(columns.ravel(), jnp.float32)).reshape(x.shape)
+    points = wallpaper.orbit_points(group, wallpaper.cell_side(group, cells, size), size)
+    weights = [linear_weights(jnp.asarray(p.ravel(), jnp.float32), side) for p, side in zip(points, size, strict=True)]
+    return sample(x, *weights).reshape(x.shape)
 
 
 def sharpen_edges(x: Float[Array, "H W c"], amount: Float[Array, ""]) -> Float[Array, "H W c"]:

@@ -22,6 +22,7 @@ from train_jax.profiling import MemoryPlan
 from vqgan_jax.guided import (
     augment,
     colour,
+    enlargement,
     filters,
     keyframes,
     latents,
@@ -53,7 +54,7 @@ class Painting:
     Attributes:
       images: final images, RGB or, of some drawers, RGBA.
       losses: loss before each step.
-      snapshots: images after every `save_every` steps, and the final image.
+      snapshots: images after every `save_every` steps, and the final image, before enlargement.
       latents: optimised parameters of the drawer, or their moving average: an array of latents, or a tree of arrays.
       codes: nearest or most likely codes of the VQGAN; None for other drawers.
       plan: memory plan of a step per device, from the compiler.
@@ -62,7 +63,7 @@ class Painting:
 
     images: UInt8[np.ndarray, "*n H W c"]
     losses: Float32[np.ndarray, "*n steps"]
-    snapshots: UInt8[np.ndarray, "*n s H W c"]
+    snapshots: UInt8[np.ndarray, "*n s _ _ c"]
     latents: Parameters
     codes: Int32[np.ndarray, "*n h w"] | None
     plan: MemoryPlan | None
@@ -196,34 +197,19 @@ def enlarge(vq: Vqgan | None, painter: "Painter", painting: Painting, progress: 
     """
     if (options := painter.options.enlarge) is None:
         return painting
-    size = (painter.size[0] * options.enlarge, painter.size[1] * options.enlarge)
-    jobs = [job._replace(options=_enlarge_options(job.options, size)) for job in painter.jobs]
-    done = painting.losses.shape[1]
+    size, done = (painter.size[0] * options.enlarge, painter.size[1] * options.enlarge), painting.losses.shape[1]
     state = painter.init_state(painting.latents)
     images = colour.flatten(painter.render_without_overlay(state._replace(step=state.step + done)), 1.0)
-    images = np.stack([starts.load_image(image, size, "image") for image in np.clip(images, 0, 1)])
-    larger = Painter(vq, painter.clips, jobs, painter.clip_weights, images=images)
-    state = larger.state._replace(step=larger.state.step + done)
-    larger_painting = larger.run(state, painting.losses, progress)
+    images = enlargement.enlarge_images(images, size)
+    if options.enlarge_tiles:
+        return dataclasses.replace(painting, images=painter.reconstruct_in_tiles(images))
+    jobs = [job._replace(options=enlargement.enlarge_options(job.options, size)) for job in painter.jobs]
+    larger = Painter(vq, painter.clips, jobs, [float(w) for w in painter.clip_weights], images=images)
+    larger_painting = larger.run(larger.state._replace(step=larger.state.step + done), painting.losses, progress)
     if options.enlarge_steps == 0:
         names = ("images", "latents", "codes")
         return dataclasses.replace(painting, **{name: getattr(larger_painting, name) for name in names})
     return dataclasses.replace(larger_painting, snapshots=painting.snapshots)
-
-
-def _enlarge_options(o: Options, size: tuple[int, int]) -> Options:
-    """Returns the options of the steps at the larger size, with the schedules at their ends."""
-    canvas = dataclasses.replace(o.canvas, size=size, aspect=None, scale=1.0)
-    schedule = dataclasses.replace(o.schedule, steps=o.schedule.steps + o.enlarge.enlarge_steps)
-    optimization, probabilities = o.optimization, o.probabilities
-    if o.rate_decay is not None:
-        optimization = dataclasses.replace(optimization, lr=optimization.lr * o.rate_decay.lr_decay)
-    if probabilities is not None and probabilities.temperature_end:
-        probabilities = dataclasses.replace(probabilities, temperature=probabilities.temperature_end, temperature_end=0.0)
-    return dataclasses.replace(
-        o, canvas=canvas, schedule=schedule, optimization=optimization, rate_decay=None, probabilities=probabilities,
-        enlarge=None,
-    )  # fmt: skip
 
 
 keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
@@ -274,7 +260,8 @@ class Painter:
         self._check_cut_power()
         self.mesh = jax.tree.leaves((vq or self.clips[0]).variables)[0].sharding.mesh
         if vq is not None:
-            factor = self.options.enlarge.enlarge if self.options.enlarge else 1
+            at_once = self.options.enlarge is not None and not self.options.enlarge.enlarge_tiles
+            factor = self.options.enlarge.enlarge if at_once else 1
             memory.check_decoder(vq, (factor * self.size[0], factor * self.size[1]), len(self.jobs), self.mesh)
         self.prior = loaded
         if loaded is None and self.options.prior is not None:
@@ -352,6 +339,20 @@ class Painter:
     def render_without_overlay(self, state: trajectory.State) -> Float32[np.ndarray, "n H W c"]:
         """Renders a state to images in [0, 1] without the overlay, and not sharpened."""
         return self._render(state, None, self.filters._replace(sharpen=False))[0]
+
+    def reconstruct_in_tiles(self, images: Float32[np.ndarray, "n H W 3"]) -> UInt8[np.ndarray, "n H W c"]:
+        """Encodes and renders larger images in tiles of the painting's size; filters and overlay see the whole images."""
+
+        def reconstruct(tiles):
+            state = self.init_state(self.encode(tiles, self.problem.init_latents))
+            return self._render(state._replace(step=state.step + self.options.schedule.steps), None, filters.Filters())[0]
+
+        images, overlay = enlargement.reconstruct_in_tiles(images, self.size, reconstruct), self.options.canvas.overlay
+        sharpen = self.problem.hparams["sharpen"] if self.filters.sharpen else None
+        images = jax.jit(jax.vmap(functools.partial(filters.apply_filters, self.filters)))(images, sharpen)
+        if overlay is not None:
+            images = jax.vmap(colour.cover, (0, None))(images, starts.load_overlay(overlay, images.shape[1:3]))
+        return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
 
     def encode(self, images: Float32[np.ndarray, "n H W 3"], z: Parameters) -> Parameters:
         """Returns parameters whose pictures are near `images`, such as the codes of a VQGAN. A fit starts from `z`."""

@@ -100,7 +100,8 @@ def read_state(
 
 def _complete(options: dict[str, Any]) -> dict[str, Any]:
     """Adds the groups that the version that wrote these options did not have, as JSON values."""
-    return json.loads(json.dumps(add_disabled_groups(options)))
+    completed = add_disabled_groups(options)
+    return json.loads(json.dumps({name: value for name, value in completed.items() if name not in FREE}))
 
 
 def _describe_difference(name: str, saved: Any, expected: Any) -> str:

@@ -1,12 +1,18 @@
 """Every option is checked: unknown, of the wrong type, out of range, without effect, or excluded by another."""
 
+import argparse
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train_jax.errors import ConfigError
+from vqgan_jax.guided import cli
 from vqgan_jax.guided import options as lib
+
+TABLE = Path(__file__).parents[3] / "docs" / "pixray.md"
 
 TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
@@ -14,7 +20,7 @@ TRACED = """init_weight init_pixels temperature temperature_end average lr lr_de
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
     overlay prior prior_text drawer drawer_options losses style style_network vignette_colour wallpaper
     wallpaper_cells lookup tile"""
-FREE = "quality save_every memory micro_cuts remat enlarge enlarge_steps"
+FREE = "quality save_every memory micro_cuts remat enlarge enlarge_steps enlarge_tiles"
 
 
 def test_qualities_are_defaults_of_steps_and_cuts():
@@ -93,6 +99,7 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"lookup": ("red", "rouge")}, "'rouge' is not a colour"),
         ({"tile": (2, 9)}, r"tile = \(2, 9\); it must be in \[1, 8\]"),
         ({"enlarge_steps": 5}, "enlarge_steps = 5 has no effect: give enlarge"),
+        ({"enlarge": 2, "enlarge_tiles": True}, "enlarge_steps = 50: tiles are not painted on; set enlarge_steps = 0"),
         ({"enlarge": 2, "prior": "runs/prior"}, "enlarge = 2: the prior models pictures of one size"),
         ({"wide_side": 2.0}, "wide_side = 2.0 has no effect: give wide"),
         ({"wide": 0.01, "cuts": 8}, "wide = 0.01 of 8 cutouts is none; it must be at least 0.125"),
@@ -172,3 +179,15 @@ def test_json_gives_the_same_options_back():
     options = lib.resolve(values)
     assert lib.resolve(options.to_json()) == options
     assert lib.resolve({"overlay": np.zeros((2, 2, 4), np.uint8)}).to_json()["overlay"] == "(an array)"
+
+
+def test_the_table_of_other_programs_names_options_that_exist():
+    parser = argparse.ArgumentParser()
+    cli.add(lambda name, text, run: parser if name == "paint" else argparse.ArgumentParser())
+    flags, rows = parser._option_string_actions, re.findall(r"^\| .* \| (.*) \|$", TABLE.read_text("utf-8"), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(--[a-z-]+)", row)]
+    assert len(names) > 100 and set(names) <= flags.keys(), set(names) - flags.keys()
+    for row in rows:
+        drawer = re.search(r"`--drawer ([a-z]+)`", row)
+        for assignment in re.findall(r"`--drawer-options ([^`]+)`", row):
+            lib.make_drawer(drawer[1], assignment)

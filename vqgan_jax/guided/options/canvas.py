@@ -84,6 +84,14 @@ class Enlarge(Group):
         1, "factor on the sides of the finished pictures, which are enlarged and painted on", least=1, most=4, identity=False
     )
     enlarge_steps: int = option(50, "steps at the larger size", least=0, most=10**6, identity=False)
+    enlarge_tiles: bool = option(
+        False, "whether the enlarged picture is encoded and decoded in tiles of the smaller size", identity=False
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.enlarge_tiles and self.enlarge_steps:
+            raise ConfigError(f"enlarge_steps = {self.enlarge_steps}: tiles are not painted on; set enlarge_steps = 0")
 
 
 def parse_aspect_ratio(text: str) -> tuple[float, float]:
