@@ -147,7 +147,7 @@ def test_a_group_without_effect_is_absent():
 
 def test_options_keep_their_names():
     # They are arguments, flags, keys of config files and of metadata: earlier PNGs name them, too.
-    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 66
+    assert set(lib.TRACED) == set(TRACED.split()) and len(lib.FIELDS) == 67
     assert lib.FIELDS.keys() - lib.TRACED == set(STATIC.split()) | set(FREE.split())
     assert set(lib.FREE) == set(FREE.split())
 
