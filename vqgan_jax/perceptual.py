@@ -71,7 +71,7 @@ def open_distance(options: ConfigDict) -> Distance | None:
         remedy = remedy if options.type == "lpips" else "a CLIP, anything that clip_jax.load opens"
         raise ConfigError(f"config.perceptual.type = {options.type!r} needs config.perceptual.path: {remedy}")
     try:
-        return _load_lpips(options.path) if options.type == "lpips" else _load_clip_distance(options.path)
+        return load_lpips(options.path) if options.type == "lpips" else _load_clip_distance(options.path)
     except (LoadError, OSError) as error:
         raise ConfigError(f"config.perceptual.path: {error}") from error
 
@@ -80,8 +80,11 @@ def open_distance(options: ConfigDict) -> Distance | None:
 # LPIPS
 
 
-def _load_lpips(path: str) -> Distance:
-    """Loads LPIPS from a taming checkpoint (`loss.perceptual_loss.*`) or a file with LPIPS's original names."""
+def load_lpips(path: str) -> Distance:
+    """Loads LPIPS from a taming checkpoint (`loss.perceptual_loss.*`) or a file with LPIPS's original names.
+
+    Raises LoadError for other files.
+    """
     tensors = open_tensors(paths.path(path))
     for prefix in ("state_dict.loss.perceptual_loss.", "loss.perceptual_loss.", "perceptual_loss.", ""):
         if f"{prefix}lin0.model.1.weight" in tensors:
@@ -112,7 +115,7 @@ def lpips(
 ) -> Float[Array, ""]:
     """Computes the mean LPIPS of a batch (arXiv 1801.03924, equation 1). Pixels are in [-1, 1], sides at least 16."""
     total = 0.0
-    features = zip(*(_vgg_features(weights, x, DTYPES[dtype]) for x in (images, references)), strict=True)
+    features = zip(*(vgg_features(weights["vgg"], x, DTYPES[dtype]) for x in (images, references)), strict=True)
     for i, (a, b) in enumerate(features):
         difference = (_normalize(a) - _normalize(b)) ** 2
         total += jnp.mean(difference @ weights["lin"][str(i)])
@@ -127,14 +130,20 @@ def _normalize(x):
     return x / (jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) + 1e-10)
 
 
-def _vgg_features(weights, x, dtype: DTypeLike) -> list:
+def vgg_features(weights, x: Float[Array, "b h w 3"], dtype: DTypeLike) -> list[Float[Array, "b _ _ c"]]:
+    """Computes the maps of VGG16 before each max pooling, and the last ones. Pixels are in [-1, 1], sides at least 16.
+
+    Args:
+      weights: `kernel` and `bias` of each convolution, the `vgg` of LPIPS's weights.
+      dtype: that of the maps.
+    """
     x = ((x - _SHIFT[None, None, None]) / _SCALE[None, None, None]).astype(dtype)
     features = []
     for slice_index, layers in enumerate(_SLICES):
         if slice_index:
             x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         for layer in layers:
-            params = weights["vgg"][str(layer)]
+            params = weights[str(layer)]
             x = convolve(x, params["kernel"], (1, 1), "SAME")
             x = jax.nn.relu(x + params["bias"].astype(dtype)[None, None, None])
         features.append(x)

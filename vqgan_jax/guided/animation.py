@@ -226,6 +226,8 @@ def animate(
     if has_schedule or (resolved.probabilities and resolved.probabilities.temperature_end):
         names = "lr_decay, lr_drops, stop_after and temperature_end"
         raise ConfigError(f"{names} are schedules over the steps: an animation has no last step")
+    if resolved.enlarge is not None:
+        raise ConfigError(f"enlarge = {resolved.enlarge.enlarge} applies to paintings only: set a larger size or scale")
     if "save_every" in options:
         raise ConfigError("save_every applies to paintings only: an animation returns frames; set frame_steps instead")
     check_time(motion, scenes)

@@ -78,23 +78,36 @@ def sample_homography(key, hparams: dict[str, Array]) -> Float[Array, "3 3"]:
 
 
 def warp(image: Float[Array, "h w c"], matrix: Float[Array, "3 3"]) -> Float[Array, "h w c"]:
-    """Warps an image by a homography with bilinear interpolation. Positions outside repeat the border pixels.
-
-    One gather of colour vectors, the four neighbours of each position; its gradient is one scatter.
-    """
+    """Warps an image by a homography with bilinear interpolation. Positions outside repeat the border pixels."""
     h, w = image.shape[:2]
     y, x = jnp.meshgrid(_pixel_centres(h), _pixel_centres(w), indexing="ij")
     positions = jnp.stack([x, y, jnp.ones_like(x)]).reshape(3, -1)
     u, v, depth = matrix @ positions
-    rows = _linear_weights(((v / depth + 1) * h - 1) / 2, h)
-    columns = _linear_weights(((u / depth + 1) * w - 1) / 2, w)
+    rows = linear_weights(((v / depth + 1) * h - 1) / 2, h)
+    columns = linear_weights(((u / depth + 1) * w - 1) / 2, w)
+    return sample(image, rows, columns).reshape(image.shape)
+
+
+Weights = list[tuple[Array, Array]]
+
+
+def sample(image: Float[Array, "h w c"], rows: Weights, columns: Weights) -> Float[Array, "n c"]:
+    """Samples an image bilinearly, with the `linear_weights` of n positions along both axes.
+
+    One gather of colour vectors, the four neighbours of each position; its gradient is one scatter.
+    """
+    h, w = image.shape[:2]
     neighbours = [(i * w + j, a * b) for i, a in rows for j, b in columns]
-    indices, weights = (jnp.stack(x) for x in zip(*neighbours, strict=True))  # [4, h * w]
-    return jnp.sum(weights[..., None] * image.reshape(h * w, -1)[indices], axis=0).reshape(image.shape)
+    indices, weights = (jnp.stack(x) for x in zip(*neighbours, strict=True))  # [4, n]
+    return jnp.sum(weights[..., None] * image.reshape(h * w, -1)[indices], axis=0)
 
 
-def _linear_weights(positions: Float[Array, "n"], side: int) -> list[tuple[Array, Array]]:
-    """Returns the two nearest pixels along an axis, and their weights; positions beyond the border are on it."""
+def linear_weights(positions: Float[Array, "n"], side: int) -> Weights:
+    """Returns the two nearest pixels along an axis, and their weights; positions beyond the border are on it.
+
+    Args:
+      positions: in pixels; whole numbers are the centres of pixels.
+    """
     positions = jnp.clip(positions, 0, side - 1)
     first = jnp.floor(positions)
     indices = first.astype(jnp.int32)

@@ -151,6 +151,14 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return names
 
 
+def _parse_tile(text: str) -> tuple[int, int]:
+    """Parses rows and columns such as 2x3."""
+    rows, x, columns = text.lower().partition("x")
+    if not (rows.isdigit() and x and columns.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: write rows and columns of copies, such as 2x2")
+    return int(rows), int(columns)
+
+
 def _parse_floats(text: str) -> list[float]:
     """Parses numbers separated by commas."""
     try:
@@ -174,11 +182,16 @@ _PARSERS_AND_METAVARS = {
     "init_image": (str, "FILE"),
     "overlay": (str, "FILE"),
     "aesthetic": (str, "FILE"),
+    "style": (str, "FILE"),
+    "style_network": (str, "FILE"),
     "prior": (str, "DIR"),
     "palette": (_parse_names, "COLOURS"),
     "losses": (_parse_names, "MODULE:FUNCTION"),
     "edge_colour": (str, "COLOUR"),
     "lr_drops": (_parse_ints, "N,N"),
+    "vignette_colour": (str, "COLOUR"),
+    "lookup": (_parse_names, "COLOURS"),
+    "tile": (_parse_tile, "ROWSxCOLUMNS"),
     "memory": (float, "GIB"),
     "drawer_options": (str, "NAME=VALUE,…"),
 }

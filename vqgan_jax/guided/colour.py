@@ -1,5 +1,6 @@
-"""Colours: logits of pixels, decorrelated channels, and pictures with an alpha channel."""
+"""Colours: logits of pixels, decorrelated channels, the nearest of a palette, and pictures with an alpha channel."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
@@ -24,6 +25,12 @@ def correlate(channels: Float[Array, "... 3"]) -> Float[Array, "... 3"]:
 def decorrelate(logits: Float32[np.ndarray, "... 3"]) -> Float32[np.ndarray, "... 3"]:
     """Inverts `correlate`."""
     return (logits @ np.linalg.inv(CORRELATION.T)).astype(np.float32)
+
+
+def nearest_colours(pixels: Float[Array, "n 3"], palette: Float32[np.ndarray, "k 3"]) -> Float[Array, "n 3"]:
+    """Projects colours to the nearest of a palette, with a straight-through gradient."""
+    distance = jnp.sum((pixels[:, None] - palette[None]) ** 2, axis=-1)
+    return pixels + jax.lax.stop_gradient(jnp.asarray(palette)[jnp.argmin(distance, axis=-1)] - pixels)
 
 
 def flatten(

@@ -83,6 +83,16 @@ def border_loss(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> F
     return jnp.sum(border_mask[..., None] * (x - colour[None, None]) ** 2) / jnp.maximum(3 * jnp.sum(border_mask), 1)
 
 
+def vignette_loss(x: Float[Array, "H W 3"], colour: Float[Array, "3"], width) -> Float[Array, ""]:
+    """Computes the mean absolute difference to a colour, weighted by 1 - exp(-r^2 / 2 width^2).
+
+    r is the distance from the centre in fractions of the sides.
+    """
+    y, x_ = (((np.arange(side) + 0.5) / side - 0.5).astype(np.float32) for side in x.shape[:2])
+    weights = 1 - jnp.exp(-(y[:, None] ** 2 + x_[None] ** 2) / (2 * width**2))
+    return jnp.mean(weights[..., None] * jnp.abs(x - colour[None, None]))
+
+
 def palette_loss(x: Float[Array, "H W 3"], palette: Float[Array, "k 3"]) -> Float[Array, ""]:
     """Computes the mean squared distance of the pixels to their nearest palette colours."""
     distance = jnp.sum((x[:, :, None] - palette[None, None]) ** 2, axis=-1)

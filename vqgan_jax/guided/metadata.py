@@ -25,6 +25,7 @@ def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
     """Hashes all input files by SHA-256, keyed by path; arrays, keyed by the option's name; and sources of losses."""
     files = [file for scene in scenes for part in scene for file in part.files]
     files += [options.aesthetic.aesthetic] if options.aesthetic else []
+    files += [options.style.style_network] if options.style and options.style.style_network else []
     values, hashes = options.to_flat_dict(), {}
     for name in IMAGE_OPTIONS:
         if isinstance(values[name], str | Path):

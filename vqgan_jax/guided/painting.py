@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,23 @@ from tqdm import tqdm
 from clip_jax.clip import Clip
 from train_jax.errors import ConfigError
 from train_jax.profiling import MemoryPlan
-from vqgan_jax.guided import augment, keyframes, latents, memory, prior, resume, starts, targets, trajectory, views
+from vqgan_jax.guided import (
+    augment,
+    colour,
+    enlargement,
+    filters,
+    keyframes,
+    latents,
+    memory,
+    prior,
+    resume,
+    starts,
+    style,
+    targets,
+    trajectory,
+    views,
+)
 from vqgan_jax.guided import options as options_lib
-from vqgan_jax.guided.colour import cover, flatten
 from vqgan_jax.guided.drawers.drawer import Drawer, Parameters
 from vqgan_jax.guided.drawers.vqgan import VqganLatents
 from vqgan_jax.guided.options import Options
@@ -39,7 +54,7 @@ class Painting:
     Attributes:
       images: final images, RGB or, of some drawers, RGBA.
       losses: loss before each step; after a painting has stopped (`stop_after`), the one before the step it does not take.
-      snapshots: images after every `save_every` steps, and the final image.
+      snapshots: images after every `save_every` steps, and the final image, before enlargement.
       latents: optimised parameters of the drawer, or their moving average: an array of latents, or a tree of arrays.
       codes: nearest or most likely codes of the VQGAN; None for other drawers.
       plan: memory plan of a step per device, from the compiler.
@@ -49,7 +64,7 @@ class Painting:
 
     images: UInt8[np.ndarray, "*n H W c"]
     losses: Float32[np.ndarray, "*n steps"]
-    snapshots: UInt8[np.ndarray, "*n s H W c"]
+    snapshots: UInt8[np.ndarray, "*n s _ _ c"]
     latents: Parameters
     codes: Int32[np.ndarray, "*n h w"] | None
     plan: MemoryPlan | None
@@ -110,7 +125,7 @@ def paint(
     if resume_from is not None:
         state, past_losses = resume.read_state(resume_from, identity, painter.state, resolved.schedule.steps)
     save = functools.partial(resume.write_state, state_file, identity) if state_file is not None else None
-    return painter.run(state, past_losses, progress, preview, save)
+    return enlarge(vq, painter, painter.run(state, past_losses, progress, preview, save), progress)
 
 
 def paint_many(
@@ -151,7 +166,8 @@ def paint_many(
     for start in range(0, len(jobs), batch_size):
         painter = Painter(vq, clip, jobs[start : start + batch_size], clip_weights, loaded)
         loaded = painter.prior
-        paintings.append(painter.run(painter.state, np.zeros((len(painter.jobs), 0), np.float32), progress))
+        painting = painter.run(painter.state, np.zeros((len(painter.jobs), 0), np.float32), progress)
+        paintings.append(enlarge(vq, painter, painting, progress))
     axes = (len(prompts), len(seeds), len(settings))
 
     def join(*parts: np.ndarray) -> np.ndarray:
@@ -173,6 +189,29 @@ def check_request(seed: int | np.integer, n: int | np.integer, prompts: Sequence
         raise ConfigError(f"n = {n!r} must be an integer of at least 1")
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= int(seed) <= 2**32 - n:
         raise ConfigError(f"seed = {seed!r} must be an integer in [0, 2^32 - 1], and so must seed + n - 1")
+
+
+def enlarge(vq: Vqgan | None, painter: "Painter", painting: Painting, progress: bool) -> Painting:
+    """Paints on at the larger size of the options, if there is one, from the enlarged pictures, over white if transparent.
+
+    The step counter continues, so that cutouts are new and weights of parts change further, while schedules stay at their
+    ends. `init_weight` and `init_pixels` refer to the enlarged pictures. Snapshots are those of the smaller size.
+    """
+    if (options := painter.options.enlarge) is None:
+        return painting
+    size, done = (painter.size[0] * options.enlarge, painter.size[1] * options.enlarge), painting.losses.shape[1]
+    state = painter.init_state(painting.latents)
+    images = colour.flatten(painter.render_without_overlay(state._replace(step=state.step + done)), 1.0)
+    images = enlargement.enlarge_images(images, size)
+    if options.enlarge_tiles:
+        return dataclasses.replace(painting, images=painter.reconstruct_in_tiles(images))
+    jobs = [job._replace(options=enlargement.enlarge_options(job.options, size)) for job in painter.jobs]
+    larger = Painter(vq, painter.clips, jobs, [float(w) for w in painter.clip_weights], images=images)
+    larger_painting = larger.run(larger.state._replace(step=larger.state.step + done), painting.losses, progress)
+    if options.enlarge_steps == 0:
+        names = ("images", "latents", "codes")
+        return dataclasses.replace(painting, **{name: getattr(larger_painting, name) for name in names})
+    return dataclasses.replace(larger_painting, snapshots=painting.snapshots)
 
 
 keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
@@ -199,6 +238,7 @@ class Painter:
 
     Args:
       loaded: the prior of the options, if it is loaded already.
+      images: start pictures of the jobs, instead of those of the options.
     """
 
     def __init__(
@@ -208,16 +248,23 @@ class Painter:
         jobs: Sequence[Job],
         clip_weights: Sequence[float | int] | None = None,
         loaded: prior.Prior | None = None,
+        images: Float32[np.ndarray, "n H W 3"] | None = None,
     ):
+        self.images = images
         self.jobs, self.options = list(jobs), jobs[0].options
         self.clips = targets.to_clip_tuple(clip)
         self.clip_weights = targets.resolve_clip_weights(clip_weights, len(self.clips))
         self.drawer = make_drawer(vq, self.options)
         self.size = self.options.canvas.image_size(default_size(vq, self.clips), self.drawer.factor)
+        sharpens = any(job.options.sharpen and job.options.sharpen.sharpen for job in self.jobs)
+        self.filters = filters.make_filters(self.options, sharpens, self.size)
+        self.tile = self.options.tile.tile if self.options.tile else (1, 1)
         self._check_cut_power()
         self.mesh = jax.tree.leaves((vq or self.clips[0]).variables)[0].sharding.mesh
         if vq is not None:
-            memory.check_decoder(vq, self.size, len(self.jobs), self.mesh)
+            at_once = self.options.enlarge is not None and not self.options.enlarge.enlarge_tiles
+            factor = self.options.enlarge.enlarge if at_once else 1
+            memory.check_decoder(vq, (factor * self.size[0], factor * self.size[1]), len(self.jobs), self.mesh)
         self.repeated_overlay = None
         if (repeated := self.options.repeated_overlay) is not None:
             overlay = starts.load_overlay(self.options.canvas.overlay, self.size, may_hide=True)
@@ -232,7 +279,9 @@ class Painter:
                 spacing = latents.code_spacing(weights.codebook) if is_straight else None
                 prior_weights = prior.PriorWeights(self.prior.params, spacing)
                 prior_weights = jax.device_put(prior_weights, NamedSharding(self.mesh, P()))
-            self.variables = trajectory.Variables(weights, tuple(c.variables for c in self.clips), prior_weights)
+            network = None if self.options.style is None else style.load_network(self.options.style.style_network)
+            network = jax.device_put(network, NamedSharding(self.mesh, P()))
+            self.variables = trajectory.Variables(weights, tuple(c.variables for c in self.clips), prior_weights, network)
             self.problem = self._make_problem()
             self.state = self.init_state(self.problem.init_latents)
         self.steps: dict[int, memory.FittedProgram] = {}  # keyed by the number of steps
@@ -310,7 +359,7 @@ class Painter:
 
     def lay_over(self, images: Float32[np.ndarray, "n H W c"]) -> Float32[np.ndarray, "n H W 3"]:
         """Composites the repeated overlay over pictures, of which those with alpha are over white."""
-        return np.stack([np.asarray(cover(flatten(image, 1.0), self.repeated_overlay)) for image in images])
+        return np.stack([np.asarray(colour.cover(colour.flatten(image, 1.0), self.repeated_overlay)) for image in images])
 
     def restart(self, state: trajectory.State, latents: Parameters) -> trajectory.State:
         """Returns a state of other parameters, with a new state of the optimiser.
@@ -323,12 +372,26 @@ class Painter:
         self, state: trajectory.State
     ) -> tuple[UInt8[np.ndarray, "n H W c"], Int32[np.ndarray, "n h w"] | None, Parameters]:
         """Renders a state to images, codes and parameters."""
-        images, codes, z = self._render(state, self.problem.overlay)
+        images, codes, z = self._render(state, self.problem.overlay, self.filters)
         return np.round(255 * images).astype(np.uint8), codes, z
 
     def render_without_overlay(self, state: trajectory.State) -> Float32[np.ndarray, "n H W c"]:
-        """Renders a state to images in [0, 1] without the overlay."""
-        return self._render(state, None)[0]
+        """Renders a state to images in [0, 1] without the overlay, and not sharpened."""
+        return self._render(state, None, self.filters._replace(sharpen=False))[0]
+
+    def reconstruct_in_tiles(self, images: Float32[np.ndarray, "n H W 3"]) -> UInt8[np.ndarray, "n H W c"]:
+        """Encodes and renders larger images in tiles of the painting's size; filters and overlay see the whole images."""
+
+        def reconstruct(tiles):
+            state = self.init_state(self.encode(tiles, self.problem.init_latents))
+            return self._render(state._replace(step=state.step + self.options.schedule.steps), None, filters.Filters())[0]
+
+        images, overlay = enlargement.reconstruct_in_tiles(images, self.size, reconstruct), self.options.canvas.overlay
+        sharpen = self.problem.hparams["sharpen"] if self.filters.sharpen else None
+        images = jax.jit(jax.vmap(functools.partial(filters.apply_filters, self.filters)))(images, sharpen)
+        if overlay is not None:
+            images = jax.vmap(colour.cover, (0, None))(images, starts.load_overlay(overlay, images.shape[1:3]))
+        return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
 
     def encode(self, images: Float32[np.ndarray, "n H W 3"], z: Parameters) -> Parameters:
         """Returns parameters whose pictures are near `images`, such as the codes of a VQGAN. A fit starts from `z`."""
@@ -350,9 +413,11 @@ class Painter:
 
     # -----------------------------------------------------------------------------------------------------------------
 
-    def _render(self, state: trajectory.State, overlay: jax.Array | None) -> tuple[np.ndarray, Any, Any]:
-        render = trajectory.get_renderer(self.drawer.without_weights(), self.size)
-        variables, state = self.variables._replace(clips=(), prior=None), state._replace(optimizer=None)
+    def _render(
+        self, state: trajectory.State, overlay: jax.Array | None, active: filters.Filters
+    ) -> tuple[np.ndarray, Any, Any]:
+        render = trajectory.get_renderer(self.drawer.without_weights(), self.size, active)
+        variables, state = self.variables._replace(clips=(), prior=None, style=None), state._replace(optimizer=None)
         with jax.set_mesh(self.mesh):
             return jax.tree.map(np.asarray, render(variables, self.problem.hparams, overlay, state))
 
@@ -360,7 +425,7 @@ class Painter:
         """Raises ConfigError if `cut_power` has no effect."""
         crops = [job.options.crops for job in self.jobs]
         clip_size = min(clip.preprocess.size for clip in self.clips)
-        if crops[0] is None or min(self.size) > clip_size or any(c.cut_min > 0 for c in crops):
+        if crops[0] is None or min(map(operator.mul, self.size, self.tile)) > clip_size or any(c.cut_min > 0 for c in crops):
             return
         power = next((c.cut_power for c in crops if c.cut_power != 1), 1)
         if power != 1:
@@ -408,7 +473,7 @@ class Painter:
         """Derives the static configuration from options, jobs and devices."""
         o, hparams, devices = self.options, self._stack_hparams(), self.mesh.size
         terms = {name for name in trajectory.TERMS if name in hparams and np.any(hparams[name] != 0)}
-        terms |= {name for name in ("palette", "aesthetic", "prior") if getattr(o, name) is not None}
+        terms |= {name for name in ("palette", "aesthetic", "prior", "style") if getattr(o, name) is not None}
         split = ""
         if devices > 1:
             split = "paintings" if len(self.jobs) % devices == 0 else "cuts" if micro_cuts % devices == 0 else ""
@@ -416,7 +481,7 @@ class Painter:
             self.drawer.without_weights(), self.size, o.optimization.optimizer, o.cutouts.cuts, o.cutouts.cut_method,
             augment.select_augmentations(hparams), frozenset(terms), micro_cuts, remat, split,
             None if self.prior is None else self.prior.module, self._load_custom_losses(),
-            o.wide_cuts is not None,
+            o.wide_cuts is not None, self.filters._replace(sharpen=False), self.tile,
         )  # fmt: skip
 
     def _load_custom_losses(self) -> tuple[Callable, ...]:
@@ -464,26 +529,42 @@ class Painter:
             if palette is None
             else repeat(np.stack([options_lib.parse_colour(c) for c in palette.palette])),
             border_colour=None if border is None else repeat(options_lib.parse_colour(border.edge_colour)),
+            vignette_colour=None if o.vignette is None else repeat(options_lib.parse_colour(o.vignette.vignette_colour)),
             aesthetic_head=None
             if aesthetic is None
             else repeat(targets.load_aesthetic_head(aesthetic.aesthetic, self.clips[0])),
             prior_condition=None
             if o.prior is None
             else self.prior.encode([job.scene for job in self.jobs], o.prior.prior_text, is_guided),
-            views=views.make_views([job.scene for job in self.jobs], self.size, aesthetic is not None),
+            views=self._make_views(),
             keyframes=keyframes.make_keyframes([job.scene for job in self.jobs], o.schedule.steps),
             rate_drops=None if o.rate_drops is None else repeat(np.array(o.rate_drops.lr_drops, np.float32)),
+            style=None
+            if o.style is None
+            else [repeat(x) for x in style.load_grams(o.style, self.size, self.variables.style, self.clips[0])],
             custom_weights=None
             if o.custom_losses is None
             else repeat(np.array([loss.weight for loss in o.custom_losses.losses], np.float32)),
         )
         return self.to_devices(problem)
 
+    def _make_views(self) -> views.Views | None:
+        """Makes the views of parts with places. Raises ConfigError for places beside tiles."""
+        made = views.make_views([job.scene for job in self.jobs], self.size, self.options.aesthetic is not None)
+        if made is not None and self.options.tile:
+            raise ConfigError(
+                f"tile = {self.tile[0]} x {self.tile[1]}: a part with a place sees it in one copy only; leave out the tile, "
+                "or the places"
+            )
+        return made
+
     def _make_starts(self) -> tuple[Float32[np.ndarray, "n H W 3"], Parameters]:
         """Creates the initial images and parameters. Images are zero if parameters are random."""
         start, n = self.options.start, len(self.jobs)
         with jax.set_mesh(self.mesh):
             z = self.drawer.init(self.size, [job.seed for job in self.jobs])
+        if self.images is not None:
+            return self.images, self.encode(self.images, z)
         if start is None:
             return np.zeros((n, *self.size, 3), np.float32), self.to_devices(z)
         if start.init_image is not None:

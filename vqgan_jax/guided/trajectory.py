@@ -2,7 +2,7 @@
 
     state = init_state(optimizer, init_latents)
     state, losses = programs.compile(length, …)(variables, problem, state)
-    images, codes, parameters = get_renderer(drawer, size)(variables, hparams, overlay, state)
+    images, codes, parameters = get_renderer(drawer, size, filters)(variables, hparams, overlay, state)
 
 The leading axis n is the batch of paintings. Random numbers depend on (seed, step, cutout) only, not on the other
 paintings of the batch, the number of devices, the micro-batch size, or resumption.
@@ -22,15 +22,16 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from nn_jax.code_transformer import CodeTransformer
-from vqgan_jax.guided import augment, colour, cutouts, losses
+from vqgan_jax.guided import augment, colour, cutouts, losses, style
 from vqgan_jax.guided.drawers.drawer import Context, Drawer, Parameters
+from vqgan_jax.guided.filters import Filters, apply_filters
 from vqgan_jax.guided.keyframes import Keyframes, weights_at
 from vqgan_jax.guided.prior import PriorWeights, mean_nats
 from vqgan_jax.guided.views import Views
 
 TERMS = (
     "init_weight", "init_pixels", "smoothness", "saturation", "symmetry", "edge", "palette", "aesthetic", "prior",
-    "sparsity",
+    "sparsity", "style", "vignette",
 )  # fmt: skip
 
 
@@ -56,6 +57,8 @@ class StaticConfig(NamedTuple):
       prior: second stage whose likelihood is the term "prior"; None: no such term.
       wide: whether some cutouts show the whole picture on paper.
       custom_losses: functions [n, H, W, 3] -> [n] that a user wrote.
+      filters: filters of the rendered pictures.
+      tile: rows and columns of copies that the CLIPs see.
     """
 
     drawer: Drawer
@@ -71,6 +74,8 @@ class StaticConfig(NamedTuple):
     prior: CodeTransformer | None = None
     custom_losses: tuple[Callable, ...] = ()
     wide: bool = False
+    filters: Filters = Filters()
+    tile: tuple[int, int] = (1, 1)
 
 
 class Problem(NamedTuple):
@@ -92,6 +97,8 @@ class Problem(NamedTuple):
       views: what the parts of a prompt see, if one of them has a place.
       keyframes: weights that change in time, if there are any.
       rate_drops: steps [k] at which the learning rate drops, if it does.
+      style: Gram matrices of the style.
+      vignette_colour: RGB colour [3].
     """
 
     key: jax.Array
@@ -111,6 +118,8 @@ class Problem(NamedTuple):
     views: Views | None = None
     keyframes: Keyframes | None = None
     rate_drops: jax.Array | None = None
+    style: list[jax.Array] | None = None
+    vignette_colour: jax.Array | None = None
 
 
 class Stopping(NamedTuple):
@@ -145,11 +154,12 @@ class State(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """Weights of the drawer, of the CLIPs and of the prior."""
+    """Weights of the drawer, of the CLIPs, of the prior, and of the network of the style if it is not a CLIP."""
 
     drawer: Any
     clips: tuple[Any, ...]
     prior: PriorWeights | None = None
+    style: Any = None
 
 
 def gradient_transformation(name: str) -> optax.GradientTransformation:
@@ -213,13 +223,13 @@ def get_programs(perceptors: tuple[Perceptor, ...], config: StaticConfig) -> Pro
 
 
 @functools.lru_cache(maxsize=16)
-def get_renderer(drawer: Drawer, size: tuple[int, int]) -> Callable:
+def get_renderer(drawer: Drawer, size: tuple[int, int], filters: Filters) -> Callable:
     """Returns the jitted `(variables, hparams, overlay, state) -> (images in [0, 1], codes, parameters)`.
 
     The function uses neither CLIPs nor the optimiser: pass variables and state without `clips` and `optimizer`, so that
     paintings that differ in CLIPs or optimisers share a program.
     """
-    return jax.jit(functools.partial(_map_paintings, functools.partial(_render, drawer, size)))
+    return jax.jit(functools.partial(_map_paintings, functools.partial(_render, drawer, size, filters)))
 
 
 def _map_paintings(function: Callable, variables, *trees):
@@ -289,17 +299,18 @@ def objective(perceptors, config: StaticConfig, variables: Variables, problem: P
         problem = problem._replace(weights=weights_at(problem.keyframes, state.step))
 
     def render(z):
-        return _render_with_overlay(config.drawer, context, problem.overlay, z)
+        return _render_picture(config.drawer, config.filters, context, problem.overlay, z)
 
     x = (jax.checkpoint(render) if config.remat else render)(state.z)
     x = losses.clamp_with_grad(x)
     if x.shape[-1] == 4:  # over another colour at each step, so that what is transparent is no part of the picture
         x = colour.flatten(x, jax.random.uniform(jax.random.fold_in(drawer_key, 1), (1, 1, 3)))
+    seen = x if config.tile == (1, 1) else jnp.tile(x, (*config.tile, 1))
     total = jnp.zeros(())
     for index, perceptor in enumerate(perceptors):
         with_score = index == 0 and "aesthetic" in config.terms
         prompt_loss, score = _clip_losses(
-            perceptor, config, variables.clips[index], problem, index, x, cuts_key, with_score
+            perceptor, config, variables.clips[index], problem, index, seen, cuts_key, with_score
         )
         total = total + problem.clip_weights[index] * prompt_loss
         if with_score:
@@ -315,12 +326,16 @@ def objective(perceptors, config: StaticConfig, variables: Variables, problem: P
         total = total + weight * mean_nats(config.prior, params, problem.prior_condition, guidance, codes)
     if "sparsity" in config.terms:
         total = total + problem.hparams["sparsity"] * config.drawer.regularise(state.z, context)
+    if "style" in config.terms:
+        grams = functools.partial(_style_grams, perceptors[0], variables)
+        grams = (jax.checkpoint(grams) if config.remat else grams)(x)
+        total = total + problem.hparams["style_weight"] * style.style_loss(grams, problem.style)
     return total + _image_losses(config, problem, state.z, x)
 
 
-def _render_with_overlay(drawer: Drawer, context: Context, overlay, z):
-    """Renders pixels, nominally in [0, 1], and composites the overlay."""
-    x = drawer.render(z, context)
+def _render_picture(drawer: Drawer, active: Filters, context: Context, overlay, z, sharpen=None):
+    """Renders pixels, nominally in [0, 1], applies the filters, and composites the overlay."""
+    x = apply_filters(active, drawer.render(z, context), sharpen)
     return x if overlay is None else colour.cover(x, overlay)
 
 
@@ -408,6 +423,12 @@ def _encode_cutouts(
     return perceptor.module.apply(clip, (cuts - mean) / std, method="encode_image")
 
 
+def _style_grams(perceptor: Perceptor, variables: Variables, x) -> style.Grams:
+    if variables.style is not None:
+        return style.vgg_grams(variables.style, x)
+    return style.clip_grams(perceptor.module, variables.clips[0], x, perceptor.mean, perceptor.std)
+
+
 def _image_losses(config: StaticConfig, problem: Problem, z, x):
     """Computes the weighted sum of the losses that do not use CLIP."""
     hparams = problem.hparams
@@ -418,6 +439,9 @@ def _image_losses(config: StaticConfig, problem: Problem, z, x):
         "saturation": lambda: -hparams["saturation"] * losses.colourfulness(x),
         "symmetry": lambda: hparams["symmetry"] * losses.asymmetry(x),
         "edge": lambda: hparams["edge"] * losses.border_loss(x, problem.border_colour, hparams["edge_width"]),
+        "vignette": lambda: (
+            hparams["vignette"] * losses.vignette_loss(x, problem.vignette_colour, hparams["vignette_width"])
+        ),
         "palette": lambda: hparams["palette_weight"] * losses.palette_loss(x, problem.palette),
     }
     total = sum((term() for name, term in terms.items() if name in config.terms), jnp.zeros(()))
@@ -431,11 +455,14 @@ def _mean_squares(z: Parameters, start: Parameters) -> Float[Array, ""]:
     return jax.tree.reduce(operator.add, jax.tree.map(lambda a, b: jnp.mean((a - b) ** 2), z, start))
 
 
-def _render(drawer: Drawer, size: tuple[int, int], variables: Variables, hparams, overlay, state: State):
+def _render(
+    drawer: Drawer, size: tuple[int, int], active: Filters, variables: Variables, hparams, overlay, state: State
+):
     """Renders a state, or its moving average if enabled, to pixels in [0, 1], codes and parameters."""
     has_average = state.total > 0
     total = jnp.where(has_average, state.total, 1)
     z = jax.tree.map(lambda average, z: jnp.where(has_average, average / total, z), state.average, state.z)
     context = Context(size, variables.drawer, get_temperature(hparams, state.step))
-    x = jnp.clip(_render_with_overlay(drawer, context, overlay, z), 0, 1)
+    sharpen = hparams["sharpen"] if active.sharpen else None
+    x = jnp.clip(_render_picture(drawer, active, context, overlay, z, sharpen), 0, 1)
     return x, drawer.codes(z, context), z

@@ -1,20 +1,27 @@
 """Every option is checked: unknown, of the wrong type, out of range, without effect, or excluded by another."""
 
+import argparse
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from train_jax.errors import ConfigError
+from vqgan_jax.guided import cli
 from vqgan_jax.guided import options as lib
+
+TABLE = Path(__file__).parents[3] / "docs" / "pixray.md"
 
 TRACED = """init_weight init_pixels temperature temperature_end average lr lr_decay lr_decay_at cut_power cut_min flip rotate
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
-    prior_weight prior_start prior_guidance sparsity wide wide_side lr_drop stop_after stop_share"""
+    prior_weight prior_start prior_guidance sparsity wide wide_side lr_drop stop_after stop_share style_weight vignette
+    vignette_width sharpen"""
 STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
-    overlay prior prior_text drawer drawer_options losses overlay_every overlay_until overlay_alpha
-    lr_drops"""
-FREE = "preset quality save_every memory micro_cuts remat"
+    overlay prior prior_text drawer drawer_options losses overlay_every overlay_until overlay_alpha lr_drops style
+    style_network vignette_colour wallpaper wallpaper_cells lookup tile"""
+FREE = "preset quality save_every memory micro_cuts remat enlarge enlarge_steps enlarge_tiles"
 
 
 def test_qualities_are_defaults_of_steps_and_cuts():
@@ -85,6 +92,16 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"losses": ("m:f:much",)}, "losses: 'm:f:much' is not a loss"),
         ({"losses": ("m:f:0",)}, "losses: 'm:f:0' has a weight without effect"),
         ({"losses": "m:f"}, "losses = 'm:f' is of type str; it must be of type tuple"),
+        ({"style_weight": 2.0}, "style_weight = 2.0 has no effect: give style"),
+        ({"style_network": "a.npz"}, "style_network = 'a.npz' has no effect: give style"),
+        ({"vignette_colour": "red"}, "vignette_colour = 'red' has no effect: give vignette"),
+        ({"wallpaper": "p5"}, "wallpaper = 'p5'; it must be one of p1, p2, pm, "),
+        ({"wallpaper_cells": 3}, "wallpaper_cells = 3 has no effect: give wallpaper"),
+        ({"lookup": ("red", "rouge")}, "'rouge' is not a colour"),
+        ({"tile": (2, 9)}, r"tile = \(2, 9\); it must be in \[1, 8\]"),
+        ({"enlarge_steps": 5}, "enlarge_steps = 5 has no effect: give enlarge"),
+        ({"enlarge": 2, "enlarge_tiles": True}, "enlarge_steps = 50: tiles are not painted on; set enlarge_steps = 0"),
+        ({"enlarge": 2, "prior": "runs/prior"}, "enlarge = 2: the prior models pictures of one size"),
         ({"wide_side": 2.0}, "wide_side = 2.0 has no effect: give wide"),
         ({"wide": 0.01, "cuts": 8}, "wide = 0.01 of 8 cutouts is none; it must be at least 0.125"),
         ({"wide": 0.5, "cut_method": "pooling"}, "wide = 0.5: cut_method = pooling always shows the whole picture"),
@@ -122,6 +139,7 @@ def test_a_group_without_effect_is_absent():
     absent = {name for name in lib.GROUPS if getattr(options, name) is None}
     expected = "drawing start probabilities rate_decay border palette aesthetic prior custom_losses wide_cuts"
     expected += " repeated_overlay rate_drops auto_stop preset"
+    expected += " style vignette wallpaper lookup tile sharpen enlarge"
     assert absent == set(expected.split())
     assert lib.resolve({"cut_method": "pooling"}).crops is None
     # Options of an absent group may be stated at their defaults.
@@ -159,6 +177,19 @@ def test_a_size_between_codes_is_refused():
 
 def test_json_gives_the_same_options_back():
     values = {"size": (32, 64), "palette": ("red", "#00ff00"), "lr": 0.2, "init_image": "a.png", "micro_cuts": 4}
+    values |= {"tile": (2, 2), "lookup": ("red",)}
     options = lib.resolve(values)
     assert lib.resolve(options.to_json()) == options
     assert lib.resolve({"overlay": np.zeros((2, 2, 4), np.uint8)}).to_json()["overlay"] == "(an array)"
+
+
+def test_the_table_of_other_programs_names_options_that_exist():
+    parser = argparse.ArgumentParser()
+    cli.add(lambda name, text, run: parser if name == "paint" else argparse.ArgumentParser())
+    flags, rows = parser._option_string_actions, re.findall(r"^\| .* \| (.*) \|$", TABLE.read_text("utf-8"), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`(--[a-z-]+)", row)]
+    assert len(names) > 100 and set(names) <= flags.keys(), set(names) - flags.keys()
+    for row in rows:
+        drawer = re.search(r"`--drawer ([a-z]+)`", row)
+        for assignment in re.findall(r"`--drawer-options ([^`]+)`", row):
+            lib.make_drawer(drawer[1], assignment)

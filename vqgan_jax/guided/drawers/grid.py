@@ -4,13 +4,12 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from train_jax.errors import ConfigError
 from train_jax.options import option
-from vqgan_jax.guided.colour import to_logits
+from vqgan_jax.guided.colour import nearest_colours, to_logits
 from vqgan_jax.guided.drawers.drawer import Drawer, normal
 from vqgan_jax.guided.options import parse_colour
 
@@ -48,12 +47,6 @@ class Grid(Drawer):
         if self.colours:
             cells = nearest_colours(cells, np.stack([parse_colour(name) for name in self.colours]))
         return cells[cell_map(self.shape, self.cells, context.size)]
-
-
-def nearest_colours(cells: jax.Array, palette: Float32[np.ndarray, "k 3"]) -> jax.Array:
-    """Projects colours [n, 3] to the nearest of a palette, with a straight-through gradient."""
-    distance = jnp.sum((cells[:, None] - palette[None]) ** 2, axis=-1)
-    return cells + jax.lax.stop_gradient(jnp.asarray(palette)[jnp.argmin(distance, axis=-1)] - cells)
 
 
 @functools.lru_cache(maxsize=8)

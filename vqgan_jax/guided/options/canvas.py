@@ -1,21 +1,15 @@
-"""Size of the picture, its overlay and its start."""
+"""Size of the picture, its overlay, its start, and its enlargement."""
 
 import dataclasses
 import math
-from pathlib import Path
-
-import numpy as np
-from PIL import Image
 
 from train_jax.errors import ConfigError
 from train_jax.options import option
-from vqgan_jax.guided.options.group import Group, traced_option
+from vqgan_jax.guided.options.group import Group, ImageSource, traced_option
 
 ASPECTS = {"square": "1:1", "widescreen": "16:9", "portrait": "2:3"}
 INIT_NOISES = ("pixels", "gradient", "fractal", "plain")
-IMAGE_OPTIONS = ("init_image", "overlay")
-
-_ImageSource = str | Path | Image.Image | np.ndarray
+IMAGE_OPTIONS = ("init_image", "overlay", "style")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +23,7 @@ class Canvas(Group):
     )
     aspect: str | None = option(None, "aspect ratio at constant area: width:height, square, widescreen or portrait")
     scale: float = option(1.0, "factor on the sides of the default size", above=0)
-    overlay: _ImageSource | None = option(None, "image with transparency (a PNG) that is composited over the result")
+    overlay: ImageSource | None = option(None, "image with transparency (a PNG) that is composited over the result")
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,10 +93,30 @@ class Start(Group):
     needs = {"init_image": (), "init_noise": ()}
     excludes = {"init_image": ("init_noise",)}
 
-    init_image: _ImageSource | None = option(None, "initial image")
+    init_image: ImageSource | None = option(None, "initial image")
     init_noise: str | None = option(None, "kind of a generated initial image; plain is light grey", choices=INIT_NOISES)
     init_weight: float = traced_option(0.0, "weight of the latents' squared distance to the initial latents", least=0)
     init_pixels: float = traced_option(0.0, "weight of the pixels' squared distance to the initial image", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Enlarge(Group):
+    """Enlargement"""
+
+    needs = {"enlarge": ()}
+
+    enlarge: int = option(
+        1, "factor on the sides of the finished pictures, which are enlarged and painted on", least=1, most=4, identity=False
+    )
+    enlarge_steps: int = option(50, "steps at the larger size", least=0, most=10**6, identity=False)
+    enlarge_tiles: bool = option(
+        False, "whether the enlarged picture is encoded and decoded in tiles of the smaller size", identity=False
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.enlarge_tiles and self.enlarge_steps:
+            raise ConfigError(f"enlarge_steps = {self.enlarge_steps}: tiles are not painted on; set enlarge_steps = 0")
 
 
 def parse_aspect_ratio(text: str) -> tuple[float, float]:

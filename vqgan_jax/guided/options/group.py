@@ -3,13 +3,17 @@
 import dataclasses
 import difflib
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from train_jax import options as schema
 from train_jax.errors import ConfigError
 from train_jax.options import option
+
+ImageSource = str | Path | Image.Image | np.ndarray
 
 
 def traced_option(default: float | int, meaning: str, **bounds: float | int) -> Any:

@@ -8,7 +8,7 @@ from PIL import ImageColor
 from train_jax.errors import ConfigError
 from train_jax.options import option
 from vqgan_jax.guided import custom_losses
-from vqgan_jax.guided.options.group import Group, traced_option
+from vqgan_jax.guided.options.group import Group, ImageSource, traced_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,20 @@ class Border(Group):
 
 
 @dataclasses.dataclass(frozen=True)
+class Vignette(Group):
+    """Vignette"""
+
+    needs = {"vignette": ()}
+
+    vignette: float = traced_option(0.0, "weight of a colour that grows from the centre outwards")
+    vignette_colour: str = option("white", "colour of the vignette: a name or #rrggbb")
+    vignette_width: float = traced_option(0.25, "standard deviation of the free centre, as a fraction of the sides", above=0)
+
+    def __post_init__(self):
+        parse_colour(self.vignette_colour)
+
+
+@dataclasses.dataclass(frozen=True)
 class Palette(Group):
     """Palette"""
 
@@ -56,6 +70,17 @@ class Aesthetic(Group):
 
     aesthetic: str | None = option(None, "file (.npz) of a linear head on the first CLIP: weight [d], bias []")
     aesthetic_weight: float = traced_option(0.1, "weight of the head's score")
+
+
+@dataclasses.dataclass(frozen=True)
+class Style(Group):
+    """Style"""
+
+    needs = {"style": ()}
+
+    style: ImageSource | None = option(None, "image whose style the picture takes")
+    style_weight: float = traced_option(1.0, "weight of the relative distance of Gram matrices")
+    style_network: str | None = option(None, "file of LPIPS, whose VGG16 sees the style; default: the first CLIP sees it")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,12 @@ from train_jax import options as schema
 from train_jax.errors import ConfigError, in_float32
 from vqgan_jax.guided import drawers
 from vqgan_jax.guided.options import presets
-from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, RepeatedOverlay, Start
+from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, Enlarge, RepeatedOverlay, Start
 from vqgan_jax.guided.options.cutouts import Augmentations, Crops, Cutouts, WideCuts
 from vqgan_jax.guided.options.drawing import Drawing, Latents, Probabilities, make_drawer
+from vqgan_jax.guided.options.filters import Lookup, Sharpen, Tile, Wallpaper
 from vqgan_jax.guided.options.group import Group, differs_from_default, refuse_unknown, to_python
-from vqgan_jax.guided.options.losses import Aesthetic, Appearance, Border, CustomLosses, Palette, Prior
+from vqgan_jax.guided.options.losses import Aesthetic, Appearance, Border, CustomLosses, Palette, Prior, Style, Vignette
 from vqgan_jax.guided.options.schedule import QUALITIES, AutoStop, Memory, Optimization, RateDecay, RateDrops, Schedule
 
 
@@ -43,10 +44,17 @@ class Options:
     augmentations: Augmentations
     appearance: Appearance
     border: Border | None
+    vignette: Vignette | None
     palette: Palette | None
     aesthetic: Aesthetic | None
     prior: Prior | None
+    style: Style | None
     custom_losses: CustomLosses | None
+    wallpaper: Wallpaper | None
+    lookup: Lookup | None
+    tile: Tile | None
+    sharpen: Sharpen | None
+    enlarge: Enlarge | None
     memory: Memory
 
     def to_flat_dict(self) -> dict[str, Any]:
@@ -69,7 +77,7 @@ class Options:
             if values[name] is not None:
                 values[name] = str(values[name]) if isinstance(values[name], str | Path) else "(an array)"
         values |= {"size": values["size"] and list(values["size"])}
-        values |= {name: list(values[name]) for name in ("palette", "lr_drops")}
+        values |= {name: list(values[name]) for name in ("palette", "lr_drops", "lookup", "tile")}
         values |= {"losses": [str(loss) for loss in values["losses"]]}
         return values | {"drawer_options": _to_json(values["drawer_options"])}
 
@@ -130,6 +138,8 @@ def resolve_many(options: Mapping[str, Any], settings: Sequence[Mapping[str, Any
     if completed[0]["overlay_every"] and any(values["stop_after"] for values in completed):
         raise ConfigError("stop_after beside overlay_every: each overlay begins a new descent; leave one of them out")
     _check_wide_cuts(completed)
+    if completed[0]["prior"] is not None and completed[0]["enlarge"] != 1:
+        raise ConfigError(f"enlarge = {completed[0]['enlarge']}: the prior models pictures of one size; leave one out")
     if completed[0]["drawer"] != "vqgan":
         _check_drawer(completed)
     return [
