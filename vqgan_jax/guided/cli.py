@@ -350,12 +350,10 @@ def _read_painted(path: str) -> tuple[dict[str, Any], int | None, dict[str, list
     fields = metadata.read(path)
     models = {"vqgan": fields["vqgan"] and fields["vqgan"]["path"], "clip": [clip["path"] for clip in fields["clips"]]}
     run = {name: fields[name] for name in ("prompts", "clip_weights", "dtype", "seed", "n")}
-    options = options_lib.add_disabled_groups(fields["options"])
+    options = options_lib.add_later_options(fields["options"])
     options_lib.refuse_unknown(options, options_lib.FIELDS, f"an option of this version (in {path})")
     motion_names = {**_MOTION_OPTIONS, "fps": None}
     options_lib.refuse_unknown(fields["motion"], motion_names, f"a motion option of this version (in {path})")
-    for name in options_lib.FIELDS.keys() - options.keys():
-        raise UserError(f"{path} has no value of {name}: it was painted by another version")
     if fields["motion"]:
         options = {name: value for name, value in options.items() if name != "save_every"}
     if "grid" in fields:  # whose combinations complete the options that were given

@@ -13,7 +13,7 @@ import numpy as np
 from train_jax.data.files import read_arrays
 from train_jax.errors import LoadError
 from vqgan_jax.guided import metadata, trajectory
-from vqgan_jax.guided.options import FREE, add_disabled_groups
+from vqgan_jax.guided.options import FREE, add_later_options
 from vqgan_jax.guided.prior import Prior
 from vqgan_jax.guided.prompts import Part
 from vqgan_jax.vqgan import Vqgan
@@ -28,8 +28,8 @@ def make_identity(
     for values in options:
         for name in FREE:
             del values[name]
-        if values["lr_decay"] == 1 and not values["temperature_end"]:  # no schedule depends on the number of steps
-            del values["steps"]
+        if values["lr_decay"] == 1 and not values["temperature_end"] and values["prior"] is None:
+            del values["steps"]  # no schedule depends on it
     identity = {
         "vqgan": vq and vq.fingerprint,
         "clips": [clip.fingerprint for clip in clips],
@@ -99,9 +99,10 @@ def read_state(
 
 
 def _complete(options: dict[str, Any]) -> dict[str, Any]:
-    """Adds the groups that the version that wrote these options did not have, as JSON values, without what is free."""
-    completed = json.loads(json.dumps(add_disabled_groups(options)))
-    return {name: value for name, value in completed.items() if name not in FREE}
+    """Adds the options that the version that wrote these did not have, as JSON values, without what is no identity."""
+    absent = {*FREE, *({"steps"} - options.keys())}
+    completed = json.loads(json.dumps(add_later_options(options)))
+    return {name: value for name, value in completed.items() if name not in absent}
 
 
 def _describe_difference(name: str, saved: Any, expected: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from train_jax.errors import ConfigError
 from vqgan_jax import guided
-from vqgan_jax.guided import latents, metadata, options, painting, prior
+from vqgan_jax.guided import latents, metadata, options, painting, prior, resume
 from vqgan_jax.guided.prompts import parse_scene
 from vqgan_jax.stage2.condition import ClassCondition
 
@@ -93,6 +93,12 @@ def test_what_cannot_be_a_prior(vq, clip, tmp_path, tiny):
         guided.paint(vq, clip, "a", prior_weight=0.5, **common)
     with pytest.raises(ConfigError, match="prior_guidance = 3 has no effect: give prior_text"):
         guided.paint(vq, clip, "a", prior="a run", prior_guidance=3.0, **common)
+
+
+def test_the_number_of_steps_is_part_of_a_painting_with_a_prior_whose_weight_grows(vq, clip, codes_prior):
+    jobs = [painting.Job(parse_scene("a"), 0, options.resolve({"steps": 3, "prior": name})) for name in (None, "of a test")]
+    identities = [resume.make_identity(vq, (clip,), None, [job], [1.0])["options"][0] for job in jobs]
+    assert "steps" not in identities[0] and identities[1]["steps"] == 3
 
 
 def test_a_prior_reads_texts_only_if_it_knows_texts(codes_prior):

@@ -20,7 +20,7 @@ from vqgan_jax.guided.options.resolve import (
     GROUPS,
     TRACED,
     Options,
-    add_disabled_groups,
+    add_later_options,
     resolve,
     resolve_many,
 )  # fmt: skip
@@ -28,5 +28,5 @@ from vqgan_jax.guided.options.schedule import OPTIMIZERS
 
 __all__ = [
     "FIELDS", "FREE", "GROUPS", "IMAGE_OPTIONS", "INIT_NOISES", "OPTIMIZERS", "TRACED", "Group", "Options",
-    "add_disabled_groups", "make_drawer", "parse_colour", "refuse_unknown", "resolve", "resolve_many",
+    "add_later_options", "make_drawer", "parse_colour", "refuse_unknown", "resolve", "resolve_many",
 ]  # fmt: skip

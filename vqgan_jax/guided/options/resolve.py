@@ -82,17 +82,9 @@ class Options:
         return values | {"drawer_options": _to_json(values["drawer_options"])}
 
 
-def add_disabled_groups(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the defaults of groups that are disabled by default and of which `values` have no option.
-
-    Options that an earlier version wrote lack the groups that it did not have.
-    """
-    added = {}
-    for group in GROUPS.values():
-        names = [field.name for field in dataclasses.fields(group)]
-        if not values.keys() & set(names) and not _is_enabled(group, _DEFAULTS):
-            added |= {name: _DEFAULTS[name] for name in names}
-    return added | dict(values)
+def add_later_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds options that the version that wrote `values` did not have, at their defaults, which are what it did."""
+    return _DEFAULTS | dict(values)
 
 
 def _group_class(annotation: Any) -> type[Group]:
