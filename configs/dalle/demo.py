@@ -4,7 +4,8 @@ train-jax --config=configs/dalle/demo.py --workdir=runs/demo/dalle
 
 Accuracy of one image for each of 256 prompts "a {colour} {shape}", read by the oracle (guidance 5, top-p 0.9): 68.4 % on
 pairs in the training data, 48.4 % on `novel` pairs; 1.2 % on captions of two objects with sizes and a relation. On
-held-out data: 2.57 bits per code (unigram baseline 6.46). With 2.2 times the operations an update and 2,000 updates (width 192): 79.3 %, 63.3 %, 2.0 % and 2.35 bits.
+held-out data: 2.57 bits per code (unigram baseline 6.46). With 2.2 times the operations an update and 2,000
+updates (width 192): 79.3 %, 63.3 %, 2.0 % and 2.35 bits.
 """
 
 from ml_collections import ConfigDict
