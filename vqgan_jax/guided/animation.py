@@ -222,9 +222,9 @@ def animate(
     if motion.video_in is not None:
         options, source, motion = _start_from_video(vq, clip, motion, options, len(scenes))
     resolved = options_lib.resolve(options)
-    has_schedule = resolved.rate_decay or resolved.rate_drops or resolved.auto_stop
+    has_schedule = resolved.rate_decay or resolved.rate_drops or resolved.auto_stop or resolved.prior
     if has_schedule or (resolved.probabilities and resolved.probabilities.temperature_end):
-        names = "lr_decay, lr_drops, stop_after and temperature_end"
+        names = "lr_decay, lr_drops, stop_after, temperature_end and the weight of a prior"
         raise ConfigError(f"{names} are schedules over the steps: an animation has no last step")
     if resolved.enlarge is not None:
         raise ConfigError(f"enlarge = {resolved.enlarge.enlarge} applies to paintings only: set a larger size or scale")
@@ -232,6 +232,8 @@ def animate(
         raise ConfigError("save_every applies to paintings only: an animation returns frames; set frame_steps instead")
     check_time(motion, scenes)
     motions = motion.by_frame(len(scenes))
+    if resolved.repeated_overlay is not None:
+        resolved.repeated_overlay.check_count(len(motions), "frames")
     all_parts = tuple(part for scene in scenes for part in scene)
     painter = Painter(vq, clip, [Job(all_parts, seed, resolved)], clip_weights)
     # An infinite number of steps keeps the schedules at their initial values.

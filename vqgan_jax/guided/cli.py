@@ -211,7 +211,7 @@ def make_flags(options: Mapping[str, Any]) -> list[str]:
     """Makes the words of a command line that state options."""
     words = []
     for name, value in options.items():
-        if name == "size":
+        if name in ("size", "tile"):
             value = f"{value[0]}x{value[1]}"
         elif isinstance(value, Mapping):
             value = ",".join(f"{key}={part}" for key, part in value.items())
@@ -292,6 +292,8 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
     if bool(grid) != arguments.explore and not arguments.repeat:
         raise UserError("--explore paints the combinations of --grid NAME=VALUE,VALUE: give both, or neither of them")
     options = {name: values[name] for name in options_lib.FIELDS if name in values}
+    for name in options.keys() & grid.keys():
+        raise UserError(f"{_flag(name)} beside a grid of {name}: give only one of them")
     request = PaintRequest(run, options, {name: values[name] for name in _MOTION_OPTIONS if name in values}, only, grid)
     drawers = {presets.apply(cell).get("drawer", "vqgan") for cell in request.cells}
     if "vqgan" not in drawers and run["vqgan"]:
@@ -321,6 +323,8 @@ def _parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
         if not equals:
             raise UserError(f"--grid {text}: it must be NAME=VALUE,VALUE")
         options_lib.refuse_unknown([name], options_lib.FIELDS, "an option (in --grid)")
+        if name in grid:
+            raise UserError(f"--grid {name} is given twice: write all its values once")
         parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
         grid[name] = [_parse_text("--grid", name, part) for part in parts]
     return grid
@@ -449,7 +453,12 @@ def _paint(arguments: argparse.Namespace) -> int:
             request.options.setdefault("save_every", _VIDEO_STEPS)
         if request.options.get("losses"):  # as python -m does: a user's module is in the working folder
             sys.path.append(os.getcwd())
-        files = validate(request, [getattr(arguments, name) for name in ("out", "video", "preview", "state")])
+        outputs = [getattr(arguments, name) for name in ("out", "video", "preview", "state")]
+        if request.grid:
+            outputs.append(str(_commands_file(arguments.out)))
+            if f"@{outputs[-1]}" in (getattr(arguments, "prompts", None) or ()):
+                raise UserError(f"{outputs[-1]}, into which --explore writes commands, is an input: choose another --out")
+        files = validate(request, outputs)
         if request.motion and not arguments.video and not arguments.repeat:
             flag = "--video-in" if "video_in" in request.motion else "--frames"
             raise UserError(f"{flag} creates an animation: name the video file by --video")
@@ -616,8 +625,13 @@ def _run_exploration(arguments, request: PaintRequest, vq, clips, fields: dict[s
             loss = explored.losses[prompt, cell]
             commands.append(f"# row {y + 1}, column {x + 1}: loss {loss:.4f}\n{shlex.join(words)}\n")
     print("".join(commands), end="")
-    out.with_suffix(".txt").write_text("".join(commands), "utf-8")
+    _commands_file(arguments.out).write_text("".join(commands), "utf-8")
     metadata.save(enlarged_grid(sheet), out, fields)
+
+
+def _commands_file(out: str) -> Path:
+    """Returns the file of the commands of a sheet."""
+    return Path(out).with_suffix(".txt")
 
 
 def _make_command(run: Mapping[str, Any], prompt: str, options: Mapping[str, Any], out: str) -> list[str]:

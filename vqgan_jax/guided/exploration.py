@@ -12,10 +12,11 @@ from train_jax.errors import ConfigError
 from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.colour import over_white
 from vqgan_jax.guided.options import presets
-from vqgan_jax.guided.painting import Clips, paint_many
+from vqgan_jax.guided.painting import Clips, default_size, paint_many
+from vqgan_jax.guided.targets import to_clip_tuple
 from vqgan_jax.vqgan import Vqgan
 
-_SIZES = ("size", "aspect", "scale")
+_SIZES = ("size", "aspect", "scale", "enlarge")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,12 @@ def explore(
     Raises the errors of `paint_many` and `combine`.
     """
     cells = combine(grid)
+    for name in grid.keys() & options.keys():
+        raise ConfigError(f"{name} = {options[name]!r} beside a grid of {name}: give only one of them")
+    if len({uses_vqgan(options | cell) for cell in cells}) == 2 and "size" not in options:
+        clips = to_clip_tuple(clip)
+        if default_size(vq, clips) != default_size(None, clips):
+            raise ConfigError("drawers with a VQGAN and without one paint different sizes unless size is given: give it")
     traced = {name: values for name, values in grid.items() if name in options_lib.TRACED}
     settings = combine(traced)
     painted: dict[str, tuple[np.ndarray, np.ndarray]] = {}

@@ -17,13 +17,13 @@ class Filters(NamedTuple):
 
     Attributes:
       wallpaper: key of `wallpaper.GROUPS`; "": no symmetry.
-      cells: cells along the shorter side.
+      cell: side of a cell in pixels.
       colours: RGB colours in [0, 1], the only ones of pictures; (): all colours.
       sharpen: whether final pictures are sharpened.
     """
 
     wallpaper: str = ""
-    cells: int = 0
+    cell: int = 0
     colours: tuple[tuple[float, ...], ...] = ()
     sharpen: bool = False
 
@@ -34,17 +34,23 @@ def make_filters(options: Options, sharpen: bool, size: tuple[int, int]) -> Filt
     Args:
       sharpen: whether a painting of the batch is sharpened.
     """
-    group, cells = "", 0
+    group, cell = "", 0
     if options.wallpaper is not None:
         group, cells = options.wallpaper.wallpaper, options.wallpaper.wallpaper_cells
-        if not wallpaper.cell_side(group, cells, size):
+        cell = wallpaper.cell_side(group, cells, size)
+        if not cell:
             most = max((n for n in range(1, cells) if wallpaper.cell_side(group, n, size)), default=0)
             raise ConfigError(
                 f"wallpaper_cells = {cells}: a cell of {group} needs 2 pixels, and a picture of {size[0]} x {size[1]} has "
                 f"room for {most}"
             )
     names = options.lookup.lookup if options.lookup else ()
-    return Filters(group, cells, tuple(tuple(parse_colour(name).tolist()) for name in names), sharpen)
+    return Filters(group, cell, tuple(tuple(parse_colour(name).tolist()) for name in names), sharpen)
+
+
+def enlarge_cells(filters: Filters, factor: int) -> Filters:
+    """Returns the filters of a picture that is `factor` times as large: its cells still fit."""
+    return filters._replace(cell=filters.cell * factor)
 
 
 def apply_filters(
@@ -56,7 +62,7 @@ def apply_filters(
       sharpen: amount by which the picture is sharpened; None: not at all, as in what the CLIPs see.
     """
     if filters.wallpaper:
-        x = symmetrise(x, filters.wallpaper, filters.cells)
+        x = symmetrise(x, filters.wallpaper, filters.cell)
     if sharpen is not None:
         x = sharpen_edges(x, sharpen)
     if filters.colours:
@@ -65,10 +71,10 @@ def apply_filters(
     return x
 
 
-def symmetrise(x: Float[Array, "H W c"], group: str, cells: int) -> Float[Array, "H W c"]:
-    """Makes a picture invariant under a wallpaper group with `cells` cells along its shorter side."""
+def symmetrise(x: Float[Array, "H W c"], group: str, cell: int) -> Float[Array, "H W c"]:
+    """Makes a picture invariant under a wallpaper group with cells of `cell` pixels."""
     size = x.shape[:2]
-    points = wallpaper.orbit_points(group, wallpaper.cell_side(group, cells, size), size)
+    points = wallpaper.orbit_points(group, cell, size)
     weights = [linear_weights(jnp.asarray(p.ravel(), jnp.float32), side) for p, side in zip(points, size, strict=True)]
     return sample(x, *weights).reshape(x.shape)
 

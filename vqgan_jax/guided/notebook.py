@@ -12,7 +12,7 @@ from train_jax.data.errors import BrokenSample
 from train_jax.errors import ConfigError, UserError
 from train_jax.pictures import enlarged_grid
 from vqgan_jax.guided.colour import over_white
-from vqgan_jax.guided.options import FIELDS
+from vqgan_jax.guided.options import resolve
 from vqgan_jax.guided.painting import Clips, Painting, paint
 from vqgan_jax.vqgan import Vqgan
 
@@ -77,7 +77,7 @@ class Form:
         self.picture.value, self.status.value = data.getvalue(), f"step {step}, loss {losses[0, -1]:.4f}"
 
     def _initial(self, name: str) -> float | int:
-        return self.options.get(name, FIELDS[name].default)
+        return resolve(self.options).to_flat_dict()[name]
 
 
 def form(vq: Vqgan | None, clip: Clips, prompt: str = "", seed: int = 0, **options) -> Form:

@@ -207,11 +207,13 @@ def enlarge(vq: Vqgan | None, painter: "Painter", painting: Painting, progress: 
         return dataclasses.replace(painting, images=painter.reconstruct_in_tiles(images))
     jobs = [job._replace(options=enlargement.enlarge_options(job.options, size)) for job in painter.jobs]
     larger = Painter(vq, painter.clips, jobs, [float(w) for w in painter.clip_weights], images=images)
+    larger.filters = filters.enlarge_cells(painter.filters, options.enlarge)
     larger_painting = larger.run(larger.state._replace(step=larger.state.step + done), painting.losses, progress)
     if options.enlarge_steps == 0:
         names = ("images", "latents", "codes")
         return dataclasses.replace(painting, **{name: getattr(larger_painting, name) for name in names})
-    return dataclasses.replace(larger_painting, snapshots=painting.snapshots)
+    steps = painting.steps + options.enlarge_steps
+    return dataclasses.replace(larger_painting, snapshots=painting.snapshots, steps=steps)
 
 
 keys_from_seeds = jax.jit(jax.vmap(jax.random.key))
@@ -296,6 +298,8 @@ class Painter:
     ) -> Painting:
         """Runs the remaining steps. `past_losses` are the losses of the completed steps."""
         schedule, done = self.options.schedule, past_losses.shape[1]
+        if self.repeated_overlay is not None:
+            self.options.repeated_overlay.check_count(schedule.steps, "steps")
         losses, snapshots = [past_losses], []
         rendered = None
         with tqdm(total=schedule.steps, initial=done, unit="step", desc="paint", disable=not progress) as bar:
@@ -386,9 +390,12 @@ class Painter:
             state = self.init_state(self.encode(tiles, self.problem.init_latents))
             return self._render(state._replace(step=state.step + self.options.schedule.steps), None, filters.Filters())[0]
 
-        images, overlay = enlargement.reconstruct_in_tiles(images, self.size, reconstruct), self.options.canvas.overlay
+        factor = images.shape[1] // self.size[0]
+        images = enlargement.reconstruct_in_tiles(images, self.size, reconstruct)
+        overlay = self.options.canvas.overlay if self.options.repeated_overlay is None else None
         sharpen = self.problem.hparams["sharpen"] if self.filters.sharpen else None
-        images = jax.jit(jax.vmap(functools.partial(filters.apply_filters, self.filters)))(images, sharpen)
+        active = filters.enlarge_cells(self.filters, factor)
+        images = jax.jit(jax.vmap(functools.partial(filters.apply_filters, active)))(images, sharpen)
         if overlay is not None:
             images = jax.vmap(colour.cover, (0, None))(images, starts.load_overlay(overlay, images.shape[1:3]))
         return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)

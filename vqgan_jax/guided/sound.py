@@ -1,5 +1,6 @@
 """Loudness of a sound in time, for expressions (`guided.curves`)."""
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -25,8 +26,10 @@ def loudness(path: str | Path, fps: float | int, frames: int) -> Float64[np.ndar
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", wavfile.WavFileWarning)  # of chunks that are no samples
             rate, samples = wavfile.read(path)
-    except (ValueError, EOFError, IndexError) as error:
+    except (ValueError, EOFError, IndexError, struct.error) as error:
         raise UserError(f"sound {path} is not a .wav file of samples: {error}") from error
+    if not len(samples):
+        raise UserError(f"sound {path} has no samples")
     middle = 128.0 if samples.dtype == np.uint8 else 0.0  # of the only samples without a sign
     power = ((samples.astype(np.float64) - middle) ** 2).reshape(len(samples), -1).mean(1)
     total = np.concatenate([[0.0], np.cumsum(power)])

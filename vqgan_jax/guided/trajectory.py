@@ -278,7 +278,7 @@ def _stop(hparams, state: State, new_state: State, value: Float[Array, ""]) -> S
     threshold = jnp.where(jnp.isinf(best), best, best - hparams["stop_share"] * jnp.abs(best))
     is_better = value < threshold
     stopping = Stopping(jnp.where(is_better, value, best), jnp.where(is_better, state.step, since))
-    has_stopped = state.step - since > hparams["stop_after"]
+    has_stopped = (hparams["stop_after"] > 0) & (state.step - since > hparams["stop_after"])
     new_state = new_state._replace(stopping=stopping)
     return jax.tree.map(lambda old, new: jnp.where(has_stopped, old, new), state, new_state)
 

@@ -67,18 +67,19 @@ def test_images_depend_on_seed_prompt_and_number_alone(expressive):
 
 
 def test_previews_lead_to_the_images(expressive):
-    options = {"seed": 3, "guidance": 2.0, "batch_size": 4, "progress": False, "steps": 7, "prior_steps": 2}
-    plain, previews = expressive.draw(["one", "two", "three"], 2, **options), []
-    shown = expressive.draw(["one", "two", "three"], 2, preview=lambda *preview: previews.append(preview), **options)
+    prompts, options = ["one", "two", "three", "four", "five"], {"seed": 3, "guidance": 2.0, "batch_size": 8}
+    options |= {"progress": False, "steps": 7, "prior_steps": 2}
+    plain, previews = expressive.draw(prompts, 2, **options), []
+    shown = expressive.draw(prompts, 2, preview=lambda *preview: previews.append(preview), **options)
     assert abs(shown.images.astype(int) - plain.images).max() <= 1, "another program rounds otherwise"
     # Two batches, of which the second one is padded.
     assert [(first, steps, len(images)) for first, steps, images in previews] == [
-        (first, steps, count) for first, count in ((0, 4), (4, 2)) for steps in (2, 4, 6, 7)
+        (first, steps, count) for first, count in ((0, 8), (8, 2)) for steps in (2, 4, 6, 7)
     ]
-    flat = shown.images.reshape(6, 8, 8, 3)
-    for first, images in ((0, previews[3][2]), (4, previews[7][2])):
-        np.testing.assert_array_equal(images, flat[first : first + 4])
-    assert abs(previews[0][2].astype(int) - flat[:4]).mean() > 1, "the first ones are unfinished"
+    flat = shown.images.reshape(10, 8, 8, 3)
+    for first, images in ((0, previews[3][2]), (8, previews[7][2])):
+        np.testing.assert_array_equal(images, flat[first : first + 8])
+    assert abs(previews[0][2].astype(int) - flat[:8]).mean() > 1, "the first ones are unfinished"
 
 
 def test_guidance_1_is_none_and_eta_1_is_random(expressive):

@@ -229,7 +229,12 @@ def test_a_sound_drives_motion_and_weights(tmp_path):
             animation.check_time(Motion(**how), parse(prompt))
     wavfile.write(tmp_path / "silent.wav", 1000, 0 * wave)
     (tmp_path / "text.wav").write_text("no sound")
-    for name, message in (("silent", "is silent"), ("text", "is not a .wav file of samples")):
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "silent.wav").read_bytes()[:30])
+    (tmp_path / "empty.wav").write_bytes((tmp_path / "silent.wav").read_bytes()[:44])
+    for name, message in (
+        ("silent", "is silent"), ("text", "is not a .wav file of samples"), ("cut", "is not a .wav file of samples"),
+        ("empty", ".wav"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             sound.loudness(tmp_path / f"{name}.wav", 10, 4)
 

@@ -62,6 +62,30 @@ def test_schedules_stay_at_their_ends():
     schedules = {"steps": 10, "lr_decay": 0.5, "latents": "soft", "temperature": 2.0, "temperature_end": 0.5, "scale": 2.0}
     larger = enlargement.enlarge_options(resolve(schedules | {"enlarge": 2, "enlarge_steps": 5}), (64, 96))
     assert larger == resolve({"steps": 15, "lr": 0.05, "latents": "soft", "temperature": 0.5, "size": (64, 96)})
+    assert enlargement.enlarge_options(resolve({"stop_after": 3, "enlarge": 2}), (64, 96)).auto_stop is None
+
+
+def test_a_stopped_painting_is_enlarged_by_all_steps(clip):
+    options = PIXELS | {"steps": 4, "lr": 1e-6}
+    painted = guided.paint(None, clip, ["a star", "a ring"], enlarge=2, enlarge_steps=2, stop_after=1, **options)
+    assert painted.losses.shape == (2, 6) and painted.steps.tolist() == [4, 4]  # two before they stopped, and two
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+def test_cells_of_a_wallpaper_grow_with_the_picture(clip, tiles):
+    # Cells of 7 of 15 pixels would be 6 and 14 pixels if both were rounded.
+    options = PIXELS | {"size": (15, 15), "wallpaper": "p1", "wallpaper_cells": 2, "enlarge": 2, "enlarge_steps": 0}
+    painted = guided.paint(None, clip, "a star", enlarge_tiles=tiles, **options).images[0]
+    np.testing.assert_array_equal(painted[:-12], painted[12:])
+
+
+def test_a_repeated_overlay_is_not_laid_over_tiles(clip):
+    black, options = np.zeros((16, 16, 4), np.uint8) + [0, 0, 0, 255], PIXELS | {"size": (16, 16), "steps": 3}
+    options |= {"overlay": black.astype(np.uint8), "overlay_every": 2, "overlay_alpha": 0.1}
+    painted = guided.paint(None, clip, "a star", enlarge=2, enlarge_steps=0, enlarge_tiles=True, **options)
+    assert painted.images.mean() > 50
+    with pytest.raises(ConfigError, match="overlay_every = 3 has no effect: it must be below the 3 steps"):
+        guided.paint(None, clip, "a star", **options | {"overlay_every": 3})
 
 
 def test_what_has_no_larger_size(vq, clip):

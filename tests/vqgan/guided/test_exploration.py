@@ -86,6 +86,9 @@ def test_a_sheet_and_its_commands(from_clip, tmp_path, capsys):
         (["--explore", "--grid", "lr=1,2", "--n", "2"], "one image of each combination: leave out --n"),
         (["--explore", "--grid", "lr=1,2", "--folder", "f"], "--folder applies to one painting"),
         (["--explore", "--config", "grid.yaml"], "it must be a mapping of options to lists of values"),
+        (["--explore", "--grid", "lr=1,2", "--grid", "lr=3"], "--grid lr is given twice"),
+        (["--explore", "--grid", "lr=1,2", "--lr", "3"], "--lr beside a grid of lr: give only one of them"),
+        (["--explore", "--grid", "enlarge=2,3"], "the pictures of a sheet have one size"),
     ],
 )
 def test_mistakes_are_one_line(from_clip, tmp_path, monkeypatch, capsys, words, message):

@@ -43,17 +43,22 @@ HEXAGONAL = {
 }  # fmt: skip
 
 
+def symmetrise(x, group):
+    """Makes a picture symmetric, with two cells along its shorter side."""
+    return filters.symmetrise(x, group, wallpaper.cell_side(group, 2, x.shape[:2]))
+
+
 @pytest.mark.parametrize("group", SQUARE)
 def test_pictures_are_invariant_under_the_generators_of_a_group(group):
     generators, orbits = SQUARE[group]
     x = jnp.asarray(RNG.random((16, 16, 3)), jnp.float32)
-    picture = np.asarray(filters.symmetrise(x, group, 2))
+    picture = np.asarray(symmetrise(x, group))
     for generator in (*generators, lambda a: np.roll(a, N, 0), lambda a: np.roll(a, N, 1)):
         np.testing.assert_array_equal(generator(picture), picture)
     colours = np.unique(picture.reshape(-1, 3), axis=0)
     assert len(colours) == orbits, "no more symmetry than that of the group"
     assert {tuple(c) for c in colours} <= {tuple(c) for c in np.asarray(x).reshape(-1, 3)}
-    np.testing.assert_array_equal(filters.symmetrise(jnp.asarray(picture), group, 2), picture)
+    np.testing.assert_array_equal(symmetrise(jnp.asarray(picture), group), picture)
 
 
 @pytest.mark.parametrize("group", HEXAGONAL)
@@ -74,7 +79,7 @@ def test_hexagonal_groups_are_exact_between_pixels_and_read_bilinearly(group):
     assert min(rows.min(), columns.min()) >= 0 and max(rows.max(), columns.max()) <= 63, "inside the picture"
     wave = lambda rows, columns: np.sin(0.3 * rows + 1) + np.cos(0.2 * columns)  # noqa: E731
     smooth = wave(*np.mgrid[:64, :64]).astype(np.float32)[..., None]
-    picture = np.asarray(filters.symmetrise(jnp.asarray(smooth), group, 2))[..., 0]
+    picture = np.asarray(symmetrise(jnp.asarray(smooth), group))[..., 0]
     read = scipy.ndimage.map_coordinates(smooth[..., 0], [rows, columns], order=1, mode="nearest")
     np.testing.assert_allclose(picture, read, atol=1e-5)
     # The error of reading between pixels: an eighth of the second derivatives, 0.3^2 and 0.2^2.
@@ -83,7 +88,7 @@ def test_hexagonal_groups_are_exact_between_pixels_and_read_bilinearly(group):
 
 def test_cells_may_not_divide_the_picture():
     x = jnp.asarray(RNG.random((21, 30, 4)), jnp.float32)  # with alpha
-    picture = np.asarray(filters.symmetrise(x, "p4", 2))  # cells of 10 pixels around row 10 and column 15
+    picture = np.asarray(symmetrise(x, "p4"))  # cells of 10 pixels around row 10 and column 15
     np.testing.assert_array_equal(picture[10:], picture[:-10])
     np.testing.assert_array_equal(picture[:, 10:], picture[:, :-10])
     np.testing.assert_array_equal(np.rot90(picture[5:15, 10:20]), picture[5:15, 10:20])

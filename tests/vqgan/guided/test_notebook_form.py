@@ -49,6 +49,8 @@ def test_a_click_paints_with_the_values_of_the_form(clip, widgets):
     shown = [np.asarray(Image.open(io.BytesIO(data)))[::8, ::8] for data in form.picture.values]
     np.testing.assert_array_equal(shown, expected.snapshots[0])
     assert form.status.value.startswith("2 steps, loss ") and not form.button.disabled
+    values = guided.form(None, clip, "a star", quality="draft", preset="ink").sliders
+    assert (values["steps"].value, values["cut_min"].value) == (100, 0.6), "those of quality and preset"
     form.prompt.value = "a star:x"
     form.button.click(form.button)
     assert "'x' is not a weight" in form.status.value and not form.button.disabled

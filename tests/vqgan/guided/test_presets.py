@@ -39,6 +39,9 @@ def test_what_is_stated_overrides_a_preset():
     assert options.resolve(resolved.to_json()).to_json() == resolved.to_json()
     with pytest.raises(ConfigError, match="preset = 'oil'; it must be one of pixel-art, "):
         options.resolve({"preset": "oil"})
+    for wrong in ({"preset": ["ink"]}, {"preset": "ink", "drawer_options": [1]}, {"preset": "ink", "drawer": ["pixel"]}):
+        with pytest.raises(ConfigError, match=f"{list(wrong)[-1]} = "):
+            options.resolve(wrong)
 
 
 def test_presets_are_listed(capsys):

@@ -61,3 +61,9 @@ def test_a_painting_stops_without_improvement(clip, tmp_path):
     np.testing.assert_array_equal(again.latents, painting.latents)
     with pytest.raises(ConfigError, match="stop_after beside overlay_every"):
         options.resolve({"stop_after": 2, "overlay": "a.png", "overlay_every": 3})
+
+
+def test_a_painting_that_never_stops_beside_one_that_does(clip):
+    settings = [{"stop_after": 0}, {"stop_after": 2}]
+    painted = guided.paint_many(None, clip, ["a star"], settings=settings, lr=1e-6, **FEW)
+    assert painted.steps[0, 0, 0] == 10 > painted.steps[0, 0, 1]

@@ -81,6 +81,11 @@ class RepeatedOverlay(Group):
                 f"overlay_until = {self.overlay_until} is before overlay_every = {self.overlay_every}, the first time"
             )
 
+    def check_count(self, count: int, what: str) -> None:
+        """Raises ConfigError if no overlay is laid within `count` steps or frames."""
+        if self.overlay_every >= count:
+            raise ConfigError(f"overlay_every = {self.overlay_every} has no effect: it must be below the {count} {what}")
+
     def is_due(self, done: int) -> bool:
         """Returns whether the overlay is laid over after this number of steps (frames)."""
         return done > 0 and done % self.overlay_every == 0 and not 0 < self.overlay_until < done

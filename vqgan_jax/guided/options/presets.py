@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from train_jax import options as schema
 from train_jax.options import option
-from vqgan_jax.guided.options.drawing import parse_assignments
+from vqgan_jax.guided.options.drawing import Drawing, parse_assignments
 from vqgan_jax.guided.options.group import Group
 
 
@@ -77,14 +78,22 @@ class Preset(Group):
     )  # fmt: skip
 
 
+_NAMES = ("preset", "drawer", "drawer_options")  # of options that are read before the others
+_TYPED = {f.name: f for group in (Preset, Drawing) for f in dataclasses.fields(group) if f.name in _NAMES}
+
+
 def apply(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns options, completed with those of their preset, if they name one of `TABLE`.
 
-    Options of a drawer complete those that the user gave, unless the user chose another drawer.
+    Options of a drawer complete those that the user gave, unless the user chose another drawer. Raises ConfigError for a
+    preset, a drawer or its options of another type.
     """
+    options = {
+        name: schema.parse_value(_TYPED[name], value, name) if name in _TYPED else value for name, value in options.items()
+    }
     look = TABLE.get(options.get("preset"))
     if look is None:
-        return dict(options)
+        return options
     completed = look.options | dict(options)
     given, drawer = options.get("drawer_options") or {}, look.options.get("drawer", "vqgan")
     if "drawer_options" in look.options:
