@@ -11,7 +11,7 @@ from train_jax.datasets.shapes.shapes_dataset_builder import make
 
 TITLE, CREDIT, RUNS = "shapes", "", "runs/demo"
 SOURCE, SPLIT = "shapes/32", "test"
-MINUTES = (5, 4, 4, 2)  # of each part of the demo, on two cores
+MINUTES = (6, 5, 6, 1)  # of each part of the demo, on two cores
 CONFIGS = {"clip": "clip/demo", "vqgan": "vqgan/demo", "dalle": "dalle/demo"}
 
 SEARCHED = {"test": 1000, "novel": 200}  # number of images of each split in the searched folder
