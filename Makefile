@@ -53,7 +53,8 @@ serve: $(APP_STAMP)  ## Open the page of trained models in the browser (RUNS=run
 
 # ARGS="-k test_page": what needs gradio and no browser.
 test-app: $(APP_STAMP)  ## Test the page with gradio, and in a headless Chromium if there is one
-	$(RUN) -m pytest tests/multimodal $(ARGS)
+	# gradio leaves event loops and sockets open, which are no errors of the tests.
+	$(RUN) -m pytest -W ignore::pytest.PytestUnraisableExceptionWarning tests/multimodal $(ARGS)
 
 test: $(STAMP)  ## Run the tests
 	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
