@@ -351,11 +351,12 @@ def expression_weights(scenes: Sequence[Scene], motion: Motion) -> Float32[np.nd
     """
     parts = [part for scene in scenes for part in scene]
     weights = np.ones((motion.frames * len(scenes), len(parts)), np.float32)
+    loudness = motion.loudness(len(scenes)) if any(part.expression for part in parts) else []
     for column, part in enumerate(parts):
         if part.expression:
             curve = curves.parse(part.expression)
             try:
-                weights[:, column] = [curve.at(f, motion.rate, x) for f, x in enumerate(motion.loudness(len(scenes)))]
+                weights[:, column] = [curve.at(f, motion.rate, x) for f, x in enumerate(loudness)]
             except curves.CurveError as error:
                 raise ConfigError(f"the weight of {part.content!r}: {error}") from error
     return weights

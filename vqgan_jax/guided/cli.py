@@ -106,8 +106,9 @@ def add(command_parser: Callable) -> None:
     sub.add_argument("--config", metavar="FILE", help=text)
     sub.add_argument("--repeat", metavar="FILE", help="painted .png to reproduce, with the other images of its batch")
     motion = sub.add_argument_group("animation", _CURVES)
-    for name, (number_type, text) in _MOTION_OPTIONS.items():
-        motion.add_argument(_flag(name), type=number_type, default=unset, metavar="N", help=text)
+    metavars = {int: "N", float: "N", str: "FILE", _parse_curve: "CURVE"}
+    for name, (parser, text) in _MOTION_OPTIONS.items():
+        motion.add_argument(_flag(name), type=parser, default=unset, metavar=metavars[parser], help=text)
     for group in options_lib.GROUPS.values():
         _add_group(sub, group)
     text = "Save the direction from some sentences to others, for prompts with direction=FILE."

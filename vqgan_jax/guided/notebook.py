@@ -36,14 +36,15 @@ class Form:
             raise ConfigError("form needs ipywidgets: pip install 'multimodal-jax[notebooks]'") from error
         self.vq, self.clip, self.options = vq, clip, options
         self.painting: Painting | None = None
+        initial = resolve(options).to_flat_dict()
         self.prompt = ipywidgets.Text(value=prompt, description="prompt")
         self.seed = ipywidgets.IntText(value=seed, description="seed")
         self.sliders = {"lr": ipywidgets.FloatLogSlider(
-            value=self._initial("lr"), min=_LR[0], max=_LR[1], step=_LR[2], description="lr"
+            value=initial["lr"], min=_LR[0], max=_LR[1], step=_LR[2], description="lr"
         )}  # fmt: skip
         for name, (least, most, step) in _SLIDERS.items():
             slider = ipywidgets.FloatSlider if isinstance(least, float) else ipywidgets.IntSlider
-            value = self._initial(name)
+            value = initial[name]
             most = max(most, value)
             self.sliders[name] = slider(value=value, min=least, max=most, step=step, description=name)
         self.button = ipywidgets.Button(description="Paint", button_style="primary")
@@ -75,9 +76,6 @@ class Form:
         data = io.BytesIO()
         enlarged_grid([list(over_white(images))]).save(data, "PNG")
         self.picture.value, self.status.value = data.getvalue(), f"step {step}, loss {losses[0, -1]:.4f}"
-
-    def _initial(self, name: str) -> float | int:
-        return resolve(self.options).to_flat_dict()[name]
 
 
 def form(vq: Vqgan | None, clip: Clips, prompt: str = "", seed: int = 0, **options) -> Form:

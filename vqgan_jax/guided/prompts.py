@@ -158,10 +158,8 @@ def _parse_part(prompt: str, field: _Field) -> Part:
             prompt, fields[1][1], r"a part is text:weight:stop, with no third colon; write \: for a colon of the text"
         )
     in_time = _to_text(fields[0][0]) if fields and _to_text(fields[0][0]).startswith("(") else ""
-    keyframes = _parse_keyframes(prompt, *fields[0]) if ":" in in_time else ()
-    expression = in_time if in_time and not keyframes else ""
-    if expression:
-        _check_expression(prompt, expression, _first_position(*fields[0]))
+    keyframes = _parse_curve(prompt, *fields[0]).keyframes if in_time else ()
+    expression = "" if keyframes else in_time
     weight = max(weight for _, weight in keyframes) if keyframes else 1.0
     if fields and not in_time:
         weight = _parse_number(prompt, *fields[0], "weight")
@@ -187,21 +185,12 @@ def _join_keyframes(fields: list[_Field]) -> list[_Field]:
     return joined
 
 
-def _parse_keyframes(prompt: str, characters: list[_Character], end: int) -> tuple[tuple[int, float], ...]:
-    """Parses `(step:weight, step:weight)`."""
-    text, position = _to_text(characters), _first_position(characters, end)
+def _parse_curve(prompt: str, characters: list[_Character], end: int) -> curves.Curve:
+    """Parses keyframes `(step:weight, step:weight)`, or an expression. Raises PromptError for other texts."""
     try:
-        return curves.parse_keyframes(text)
-    except ValueError as error:
-        _raise_at(prompt, position, str(error))
-
-
-def _check_expression(prompt: str, text: str, position: int) -> None:
-    """Raises PromptError for a text that is no expression."""
-    try:
-        curves.parse(text)
+        return curves.parse(_to_text(characters))
     except curves.CurveError as error:
-        _raise_at(prompt, position, str(error))
+        _raise_at(prompt, _first_position(characters, end), str(error))
 
 
 def _parse_named_fields(prompt: str, fields: list[_Field]) -> dict[str, Any]:
