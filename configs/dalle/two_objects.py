@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     c.steps = 2000
     c.optim.schedule = "wsd"  # a cosine to 0 after 2,000 updates is low before the relation is learnt
     c.codes = ConfigDict({"dir": "runs/two-objects-codes"})  # each VQGAN encodes each data set once for all runs
+    c.checkpoint.every = 500
     del c.evals.novel
     for evaluator in c.evals.values():
         evaluator.every = 0
