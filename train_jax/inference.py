@@ -12,9 +12,10 @@ from jax.sharding import PartitionSpec as P
 from train_jax.sharding import round_up
 
 
-def on_devices(variables: Any) -> Any:
-    """Replicates weights on all devices of this host."""
-    return jax.device_put(variables, NamedSharding(batch_mesh(jax.local_devices()), P()))
+def on_devices(variables: Any, *, offload: bool = False) -> Any:
+    """Replicates weights on all devices of this host; with `offload`, in host memory, from where `batched` copies them."""
+    mesh, memory = batch_mesh(jax.local_devices()), "pinned_host" if offload else "device"
+    return jax.device_put(variables, NamedSharding(mesh, P(), memory_kind=memory))
 
 
 def batch_mesh(devices: Sequence[jax.Device]) -> Mesh:
@@ -37,7 +38,7 @@ def batched(
 
     Args:
       program: jitted function from n rows to an array `[n, …]`.
-      variables: weights from `on_devices`.
+      variables: weights from `on_devices`; those in host memory are on the devices only during this call.
       rows: function `(start, stop)` -> array, or tree of arrays, with these rows.
       count: total number of rows.
       row: shape and dtype of one row, a tree of ShapeDtypeStructs.
@@ -57,6 +58,7 @@ def batched(
         batch[: len(part)] = part
         return jax.device_put(batch, NamedSharding(mesh, P("batch")))
 
+    variables = jax.device_put(variables, jax.tree.map(lambda x: x.sharding.with_memory_kind("device"), variables))
     results = None
     starts = range(0, count, size)
     # Evaluators call this function during training, under another mesh.

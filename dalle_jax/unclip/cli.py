@@ -48,6 +48,7 @@ def add_commands(command_parser: Callable) -> None:
         parser.add_argument("--upsampler", metavar="RUN", help="run directory of an upsampler")
         parser.add_argument("--steps", type=int, default=25, help="number of sampling steps (default 25)")
         arguments_lib.add_dtype(parser)
+        parser.add_argument("--offload", action="store_true", help="keep weights in host memory while their network rests")
         return parser
 
     imagine = add("imagine", "Generate images from prompts with unCLIP.", _imagine)
@@ -146,7 +147,8 @@ def _write(arguments: argparse.Namespace, method: str, inputs: tuple, settings: 
 def _load(arguments: argparse.Namespace, **parts: Any):
     from dalle_jax.unclip import loading
 
-    return loading.load_unclip(arguments.model, upsampler=arguments.upsampler, dtype=arguments.dtype, **parts)
+    options = {name: getattr(arguments, name) for name in ("upsampler", "dtype", "offload")}
+    return loading.load_unclip(arguments.model, **options, **parts)
 
 
 def _metadata(arguments: argparse.Namespace, unclip) -> dict[str, Any]:

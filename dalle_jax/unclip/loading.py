@@ -45,6 +45,7 @@ def load_unclip(
     clip: Clip | str | Path | None = None,
     step: int | None = None,
     dtype: str | None = "auto",
+    offload: bool = False,
 ) -> Unclip:
     """Loads an unCLIP.
 
@@ -58,6 +59,8 @@ def load_unclip(
       step: step of the decoder's checkpoint; None: the newest readable one.
       dtype: precision, "float32" or "bfloat16"; "auto": bfloat16 on accelerators that have it, float32 on a CPU; None: that
         of the training. In bfloat16, kernels need half the memory.
+      offload: keep the weights of prior, decoder and upsampler in host memory; each is on the devices only while it runs.
+        Images are the same; a call is slower by the time of the copies.
 
     Raises LoadError for unknown formats, for damaged files, and for parts that do not belong together.
     """
@@ -66,14 +69,14 @@ def load_unclip(
     if run_directory.read_config(path) is not None:
         if clip is not None:
             raise LoadError(f"clip = {clip}: {path} is a run directory, which contains its CLIP; leave clip out")
-        return _load_run(path, step, *map(_resolve, (prior, upsampler)), dtype)
+        return _load_run(path, step, *map(_resolve, (prior, upsampler)), dtype, offload)
     if upsampler is not None:
         raise LoadError(f"upsampler = {upsampler}: {path} is no run directory, and karlo has an upsampler of its own")
     if step is not None:
         raise LoadError(f"step = {step}: {path} is no run directory of train-jax, so it has no checkpoints by step")
     checkpoint = pretrained.open_checkpoint(path)
     checkpoint = checkpoint if prior is None else pretrained.replace_prior(checkpoint, prior)
-    return _load_karlo(checkpoint, clip, dtype or "float32")
+    return _load_karlo(checkpoint, clip, dtype or "float32", offload)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,7 +84,7 @@ def load_unclip(
 
 
 def _load_run(
-    path: Path, step: int | None, prior: Path | None, upsampler: Path | None, dtype: str | None
+    path: Path, step: int | None, prior: Path | None, upsampler: Path | None, dtype: str | None, offload: bool
 ) -> Unclip:
     config = run_directory.open_config(path, "dalle_jax.unclip.decoder_task", "a decoder of unCLIP", (CLIP,))
     clip = load_clip(path / CLIP, dtype=dtype)
@@ -97,19 +100,19 @@ def _load_run(
     stage = DecoderStage(tower, ContextEncoder(options, compute), unet, diffusion)
     check_shapes(params, stage.abstract_params(), str(path))
     params = round_weights(params, compute.array_dtype)
-    decoder = Decoder(stage, {"text": text, "decoder": inference.on_devices(params)}, clip.tokenizer)
+    decoder = Decoder(stage, inference.on_devices({"text": text, "decoder": params}, offload=offload), clip.tokenizer)
     source = prior or (path / PRIOR if (path / PRIOR).is_file() else None)
     loaded_prior = None
     if source is not None:
         checkpoint = prior_lib.open_checkpoint(source)
         if checkpoint.clip != clip.fingerprint:
             raise LoadError(f"{source} is a prior for another CLIP than that of {path}: name a prior for the same CLIP")
-        loaded_prior = checkpoint.load(tower, text, clip.tokenizer, dtype)
+        loaded_prior = checkpoint.load(tower, text, clip.tokenizer, dtype, offload=offload)
     return Unclip(
         tokenizer=clip.tokenizer,
         prior=loaded_prior,
         decoder=decoder,
-        upsampler=None if upsampler is None else _load_upsampler(upsampler, options.size, dtype),
+        upsampler=None if upsampler is None else _load_upsampler(upsampler, options.size, dtype, offload),
         clip=clip,
         moments=(np.asarray(extra["mean"]), np.asarray(extra["covariance"])),
         dtype=compute.dtype,
@@ -122,7 +125,7 @@ def _resolve(part: str | Path | None) -> Path | None:
     return None if part is None else hub.resolve(part, ("config.json", "*.safetensors"))
 
 
-def _load_upsampler(path: Path, size: int, dtype: str | None) -> Upsampler:
+def _load_upsampler(path: Path, size: int, dtype: str | None, offload: bool) -> Upsampler:
     """Loads the upsampler of a run, for images of `size` pixels."""
     config = run_directory.open_config(path, "dalle_jax.unclip.upsampler_task", "an upsampler of unCLIP")
     if config is None:
@@ -138,7 +141,7 @@ def _load_upsampler(path: Path, size: int, dtype: str | None) -> Upsampler:
     stage = UpsamplerStage(UNet(options, output_channels(diffusion), compute), diffusion, target)
     params = jax.tree.map(np.asarray, run_directory.load_weights(path)[0]["upsampler"])
     check_shapes(params, stage.abstract_params(), str(path))
-    variables = inference.on_devices({"upsampler": round_weights(params, compute.array_dtype)})
+    variables = inference.on_devices({"upsampler": round_weights(params, compute.array_dtype)}, offload=offload)
     return Upsampler(stage, variables, min(_UPSAMPLING_STEPS, diffusion.timesteps))
 
 
@@ -150,19 +153,19 @@ def _for_inference(compute: Compute, dtype: str | None) -> Compute:
 # karlo
 
 
-def _load_karlo(checkpoint: UnclipCheckpoint, clip: Clip | str | Path | None, dtype: str) -> Unclip:
+def _load_karlo(checkpoint: UnclipCheckpoint, clip: Clip | str | Path | None, dtype: str, offload: bool) -> Unclip:
     compute = TransformerCompute(dtype=dtype, scan=False)
     clip = load_clip(clip, dtype=dtype) if isinstance(clip, str | Path) else clip
 
     def read(part: str) -> Any:
-        return inference.on_devices(round_weights(checkpoint.params(part, compute), compute.array_dtype))
+        return inference.on_devices(round_weights(checkpoint.params(part, compute), compute.array_dtype), offload=offload)
 
     tower, tokenizer = checkpoint.module("text_encoder", compute), checkpoint.text.tokenizer
     text = read("text_encoder")
     if clip is not None:
         _check_same_text_tower(clip, text, checkpoint.name)
-    statistics = checkpoint.statistics()
-    variables = {"text": text, "prior": read("prior"), **inference.on_devices(dataclasses.asdict(statistics))}
+    statistics = inference.on_devices(dataclasses.asdict(checkpoint.statistics()), offload=offload)
+    variables = {"text": text, "prior": read("prior"), **statistics}
     prior_stage = PriorStage(tower, prior_model.build(checkpoint.prior, checkpoint.prior_diffusion, compute))
     prior = Prior(prior_stage, variables, tokenizer, checkpoint.name)
     decoder_stage = DecoderStage(

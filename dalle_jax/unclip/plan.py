@@ -48,6 +48,7 @@ class ImaginingOptions(Options):
     candidates: int = option(2, "embeddings of each image, of which one is decoded", least=1)
     upsampler: str = option("unclip/karlo_upsampler", "config of the upsampler, a file or a name; empty: none")
     upsampler_steps: int = option(7, f"{_STEPS}upsampler", least=2)
+    offload: bool = option(False, "weights of the networks that do not run are in host memory")
     last: bool = option(True, "whether the last of these steps has a network of its own, as karlo's has")
 
 
@@ -55,7 +56,7 @@ OPTIONS = ImaginingOptions
 
 
 def make(config: ConfigDict, folder: Path, mesh: Mesh, options: ImaginingOptions) -> list[Program]:
-    """Traces sampling of a batch of images, a program for each network. The weights of all are in memory all the time."""
+    """Traces sampling of a batch of images, a program for each network. The weights of all stay in memory, or are offloaded."""
     check_rows(mesh, "imagine.images", options.images)
     compute = dataclasses.replace(Compute.parse(config.compute, "compute"), remat="none")  # as of loaded models
     frozen = open_clip(config.clip.path, folder)
@@ -66,6 +67,8 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: ImaginingOptions
         parts.trace_decoder(config),
         *([parts.trace_upsampler(_load(options, "upsampler"), config.model.size)] if options.upsampler else []),
     ]
+    if options.offload:
+        return programs
     total = sum(map(bytes_per_device, parts.weights.values()))
 
     def with_other_weights(program: Program) -> Program:

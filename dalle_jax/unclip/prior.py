@@ -58,12 +58,21 @@ class PriorCheckpoint:
         compute = dataclasses.replace(self.compute, remat="none", float8=False, **({"dtype": dtype} if dtype else {}))
         return prior_model.build(self.options, self.diffusion, compute)
 
-    def load(self, tower: TextTower, text_params: Any, tokenizer: AnyTokenizer, dtype: str | None) -> "Prior":
+    def load(
+        self,
+        tower: TextTower,
+        text_params: Any,
+        tokenizer: AnyTokenizer,
+        dtype: str | None,
+        *,
+        offload: bool = False,
+    ) -> "Prior":
         """Loads the prior for the text tower of its CLIP. Raises LoadError for damaged or mismatched weights.
 
         Args:
           text_params: parameters of the tower, which may be on the devices already.
           dtype: precision; None: that of the training.
+          offload: keep the weights in host memory; see `dalle_jax.load_unclip`.
         """
         model = self.build(dtype)
         params, statistics = self.read()
@@ -72,7 +81,7 @@ class PriorCheckpoint:
         params = round_weights(params, DTYPES[dtype or self.compute.dtype])
         variables = {"text": text_params, "prior": params, **statistics}
         stage = PriorStage(tower, model)
-        return Prior(stage, inference.on_devices(variables), tokenizer, self.name)
+        return Prior(stage, inference.on_devices(variables, offload=offload), tokenizer, self.name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -213,7 +213,10 @@ def karlo_unclip(karlo_clip, tmp_path_factory):
 def test_karlo_imagines_and_needs_a_clip_for_images(karlo_unclip, clip, pictures):
     images = karlo_unclip.imagine(["a cat", "a dog"], 1, **QUICK)
     assert images.shape[:2] == (2, 1) and images.shape[2] == karlo_unclip.size and images.std() > 5
-    unclip = dalle_jax.load_unclip(KARLO)
+    unclip = dalle_jax.load_unclip(KARLO, offload=True)
+    for part in (unclip.prior, unclip.decoder, unclip.upsampler):
+        assert {x.sharding.memory_kind for x in jax.tree.leaves(part.variables)} == {"pinned_host"}
+    np.testing.assert_array_equal(unclip.imagine(["a cat", "a dog"], 1, **QUICK), images)
     with pytest.raises(ValueError, match="has no image tower, which embeddings of images need: load it with clip="):
         unclip.vary(pictures[0])
     with pytest.raises(LoadError, match="has another text tower than .*karlo"):

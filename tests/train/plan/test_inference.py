@@ -79,6 +79,10 @@ def test_imagining_of_unclip():
     length, dim = 24, prior.traced.in_avals[0][0]["mean"].size
     assert prior.parts["batch"] == 2 * (length + 3) * 4 and decoder.parts["batch"] == 2 * (length + 3 + dim) * 4
     assert (prior.name, prior.passes, decoder.name, decoder.passes, decoder.units) == ("prior", 25, "decoder", 9, 4)
+    (program,) = inference.trace_inference(
+        config, Target.parse("fake:2"), "imagine", [words[0], "--imagine.offload=true", "--imagine.prior=", words[-1]]
+    )
+    assert program.held == sum(program.parts.values()) and program.parts["weights"] == decoder.parts["weights"]
     with pytest.raises(ConfigError, match="--imagine.prior=clip/digits is the config of a clip_jax.task; it must be"):
         inference.trace_inference(config, Target.parse("fake:2"), "imagine", [words[0], "--imagine.prior=clip/digits"])
     with pytest.raises(ConfigError, match="--imagine.images=3 must be a multiple of 2"):
