@@ -56,7 +56,7 @@ OPTIONS = ImaginingOptions
 
 
 def make(config: ConfigDict, folder: Path, mesh: Mesh, options: ImaginingOptions) -> list[Program]:
-    """Traces sampling of a batch of images, a program for each network. The weights of all stay in memory, or are offloaded."""
+    """Traces sampling of a batch of images, a program for each network. All weights stay in memory, unless offloaded."""
     check_rows(mesh, "imagine.images", options.images)
     compute = dataclasses.replace(Compute.parse(config.compute, "compute"), remat="none")  # as of loaded models
     frozen = open_clip(config.clip.path, folder)
