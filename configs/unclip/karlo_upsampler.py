@@ -4,8 +4,8 @@
         --config.data.source='webdataset:cc12m/*.tar'
 
 A U-Net without attention, trained on crops of a quarter of the side (section 2.1). karlo's own has a second network for the
-last step, fine-tuned with a GAN loss; this config trains the first. Four micro-batches are 32 images at a time on each of
-eight H100, as in `karlo_decoder.py`, whose network is larger; not planned, not trained here.
+last step, fine-tuned with a GAN loss; this config trains the first. Planned for eight H100 (`train-jax plan
+--target=h100:8`): 14 GiB each, with 4 micro-batches of 32 images on each device; not trained here.
 """
 
 from ml_collections import ConfigDict
