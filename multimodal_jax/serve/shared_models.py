@@ -60,6 +60,10 @@ class _Request:
     preview: Callable | None
 
 
+class _AllEnded(BaseException):  # no `except Exception` of a library shall catch it
+    """End of a drawing whose users have all gone."""
+
+
 class SharedDalle(Dalle):
     """A DALL-E that draws the prompts of several threads together, if they agree in all but prompts and seeds."""
 
@@ -85,14 +89,17 @@ class SharedDalle(Dalle):
                     except BaseException as error:  # of one user, while the others go on
                         errors[index] = error
                 if len(errors) == len(requests):
-                    raise errors[0]
+                    raise _AllEnded
 
-            drawing = super(SharedDalle, self).draw(
-                [prompt for request in requests for prompt in request.prompts], n,
-                seed=np.repeat([request.seed for request in requests], [len(request.prompts) for request in requests]),
-                first=np.concatenate([request.first for request in requests]),
-                preview=show if any(request.preview for request in requests) else None, **options,
-            )  # fmt: skip
+            try:
+                drawing = super(SharedDalle, self).draw(
+                    [prompt for request in requests for prompt in request.prompts], n,
+                    seed=np.repeat([request.seed for request in requests], [len(request.prompts) for request in requests]),
+                    first=np.concatenate([request.first for request in requests]),
+                    preview=show if any(request.preview for request in requests) else None, **options,
+                )  # fmt: skip
+            except _AllEnded:
+                return [errors[index] for index in range(len(requests))]
             drawings = [jax.tree.map(lambda x, part=part: x[part], drawing) for part in rows]
             return [errors.get(index, drawing) for index, drawing in enumerate(drawings)]
 

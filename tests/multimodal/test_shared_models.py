@@ -77,16 +77,29 @@ def test_waiting_users_are_answered_together_and_as_if_alone(models, monkeypatch
     assert calls == {"draw": 2, "encode_text": 1 + 2}
 
 
+class Stopped(BaseException):
+    """Stop of a drawing, as of a job of the page."""
+
+
 def test_a_stopped_drawing_leaves_the_others(models):
     dalle = models.open("dalle", "runs/dalle")
     options = {"first": [0], "guidance": 1.5, "batch_size": 64}
     shown = []
 
-    def stop(first, rows, images):
-        raise KeyError("stopped")
+    def stop_with(error):
+        def stop(first, rows, images):
+            raise error
+
+        return stop
+
+    # All are stopped: each has its own error, and nothing is drawn again for one of them.
+    errors = [Stopped("first"), KeyError("second")]
+    with together(DEVICE, 2) as submit:
+        all_stopped = [submit(dalle.draw, ["picture 1"], 2, preview=stop_with(error), **options) for error in errors]
+    assert [future.exception() for future in all_stopped] == errors
 
     with together(DEVICE, 2) as submit:
-        stopped = submit(dalle.draw, ["picture 1"], 2, preview=stop, **options)
+        stopped = submit(dalle.draw, ["picture 1"], 2, preview=stop_with(KeyError("stopped")), **options)
         other = submit(dalle.draw, ["picture 2"], 2, preview=lambda *preview: shown.append(preview), **options)
     with pytest.raises(KeyError, match="stopped"):
         stopped.result()
