@@ -60,6 +60,9 @@ class _TextCondition:
     def seed(self, condition: str) -> int:
         return zlib.crc32(condition.encode())
 
+    def check_source(self, source) -> None:
+        pass  # any text can be encoded
+
     def from_source(self, source, count: int) -> list[str]:
         return [source.metadata(i)["captions"][0] for i in range(min(count, len(source)))]
 

@@ -49,12 +49,14 @@ EVALUATORS = {**evaluators.EVALUATORS, "drawing": DrawingOptions}
 def make_factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
     """Makes the evaluator factories: type -> `(options, context) -> evaluator`."""
 
+    size = stage.module.grid[0] * stage.vqgan.factor
+
     def make_painter(options: ConfigDict, context, prompts: list[str]) -> Callable:
         check_sampling(options, stage)
         sampler = Sampler(stage, options, context, prompts)
         return lambda params, extra: sampler.decode_images(sampler.sample_codes(params))
 
-    return {"drawing": functools.partial(Drawings, make_painter)}
+    return {"drawing": functools.partial(Drawings, make_painter, size)}
 
 
 class Drawings:
@@ -65,16 +67,17 @@ class Drawings:
 
     Args:
       make_painter: function `(options, context, prompts) -> paint`, where `paint(params, extra)` returns `options.n` images
-        of each prompt, uint8 [prompts, n, H, W, 3], on every host.
+        of each prompt, uint8 [prompts, n, size, size, 3], on every host.
       options: `PromptOptions`, and those of the painter.
     """
 
-    def __init__(self, make_painter: Callable, options: ConfigDict, context):
+    def __init__(self, make_painter: Callable, size: int, options: ConfigDict, context):
         self._source = context.source_of(options)
         if self._source.judge is None:
             raise DataError(f"{self._source.name} has no image reader: the evaluator 'drawing' needs one")
         self._prompts, self._n = collect_prompts(self._source, options), options.n
-        _check_prompts(self._source, self._prompts)
+        self._source.check_reader(size)
+        _check_prompts(self._source, self._prompts, size)
         self._paint = make_painter(options, context, self._prompts)
         self._clip = rerank.open_reranker(options.clip, "float32") if options.clip else None
 
@@ -95,11 +98,11 @@ class Drawings:
         return metrics, {"drawings": image_grid(rows)}
 
 
-def _check_prompts(source: Source, prompts: Sequence[str]) -> None:
+def _check_prompts(source: Source, prompts: Sequence[str], size: int) -> None:
     """Raises DataError for a prompt that the reader of the source does not understand, before images are sampled."""
     for prompt in prompts:
         try:
-            source.judge(np.full((64, 64, 3), 255, np.uint8), prompt)
+            source.judge(np.full((size, size, 3), 255, np.uint8), prompt)
         except ValueError as error:
             raise DataError(f"{source.name}: {error}. Prompts follow from the options about and template") from error
 

@@ -16,11 +16,12 @@ from train_jax.config import EvaluatorOptions
 from train_jax.data.images import Preprocess, normalize
 from train_jax.data.sources import DataError
 from train_jax.data.subset import first
+from train_jax.errors import ConfigError
 from train_jax.options import option
 from train_jax.pictures import image_grid
 from vqgan_jax import averaging
-from vqgan_jax.features import open_features
-from vqgan_jax.metrics import psnr, ssim
+from vqgan_jax.features import open_features, take_images
+from vqgan_jax.metrics import WINDOW, psnr, ssim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,9 @@ class EvaluatedModel:
         codes = self.module.apply(variables, x, method="encode")
         decoded = jnp.clip(self.module.apply(variables, codes, method="decode"), -1, 1)
         a, b = (decoded + 1) / 2, (x + 1) / 2
-        values = {"psnr": psnr(a, b), "ssim": ssim(a, b), "l1": jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))}
+        values = {"psnr": psnr(a, b), "l1": jnp.mean(jnp.abs(a - b), axis=(1, 2, 3))}
+        if self.preprocess.size >= WINDOW:  # smaller ones have other evaluators
+            values["ssim"] = ssim(a, b)
         if self.distance is not None:
             per_image = jax.vmap(lambda a, b: self.distance.function(extra["perceptual"], a[None], b[None]))
             values["perceptual"] = per_image(decoded, x)
@@ -86,6 +89,12 @@ class Reconstruction:
     """Evaluates reconstructions by PSNR, SSIM, L1 and perceptual distance, and the usage of the codebook."""
 
     def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
+        size = model.preprocess.size
+        if size < WINDOW:
+            raise ConfigError(
+                f"the evaluator 'reconstruction' measures SSIM, which needs images of at least {WINDOW} x {WINDOW} pixels; "
+                f"those of this model have {size} x {size}. Leave it out (--config.evals.NAME=none, or other --evals)"
+            )
         self._model, self._options, self._context = model, options, context
         self._records = first(context.source_of(options), options.most)
 
@@ -114,6 +123,7 @@ class Reading:
         source = context.source_of(options)
         if source.read is None:
             raise DataError(f"{source.name} has no reader, which the evaluator 'reading' needs (shapes has one)")
+        source.check_reader(model.preprocess.size)
         self._read, self._records = source.read, first(source, options.most)
         self._accuracy = source.reader_metrics()
 
@@ -133,7 +143,7 @@ class Distribution:
     def __init__(self, model: EvaluatedModel, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         self._features = open_features(options.features)
-        self._records = first(context.source_of(options), options.most)
+        self._records = take_images(context.source_of(options), options.most)
 
     def __call__(self, params, extra) -> tuple[dict[str, float], dict]:
         """Returns distances; no pictures."""

@@ -11,6 +11,8 @@ from jaxtyping import Float32, UInt8
 
 import clip_jax
 from train_jax import inference
+from train_jax.data.sources import DataError, Source
+from train_jax.data.subset import Subset, first
 from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import inception
 from vqgan_jax.distribution import cmmd, frechet_distance
@@ -41,6 +43,17 @@ class Features:
     def extract(self, images: UInt8[np.ndarray, "n H W 3"]) -> Float32[np.ndarray, "n d"]:
         """Computes the features of images that all hosts hold; the computation is split over hosts."""
         return inference.split_over_hosts(self.encode, images)
+
+
+def take_images(source: Source, count: int) -> Subset:
+    """Returns the first `count` records of a source, or all if `count` is 0, for a distance from them.
+
+    Raises DataError for a single one, of which a collection has no spread.
+    """
+    records = first(source, count)
+    if len(records) < 2:
+        raise DataError(f"{source.name}: distances of collections need two or more images, not {len(records)}")
+    return records
 
 
 def open_features(spec: str) -> Features:

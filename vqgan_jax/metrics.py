@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-_WINDOW, _SIGMA = 11, 1.5  # size and standard deviation of SSIM's Gaussian window
+WINDOW, _SIGMA = 11, 1.5  # size and standard deviation of SSIM's Gaussian window
 
 
 def psnr(reconstruction: Float[ArrayLike, "b h w 3"], original: Float[ArrayLike, "b h w 3"]) -> Float[Array, "b"]:
@@ -20,9 +20,9 @@ def ssim(reconstruction: Float[Array, "b h w 3"], original: Float[Array, "b h w 
 
     The window is Gaussian; the result is the mean over channels. Raises ValueError for images smaller than the window.
     """
-    if min(reconstruction.shape[1:3]) < _WINDOW:
-        raise ValueError(f"SSIM needs images of at least {_WINDOW} x {_WINDOW} pixels, not {reconstruction.shape[1:3]}")
-    offsets = np.arange(_WINDOW) - _WINDOW // 2
+    if min(reconstruction.shape[1:3]) < WINDOW:
+        raise ValueError(f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels, not {reconstruction.shape[1:3]}")
+    offsets = np.arange(WINDOW) - WINDOW // 2
     gaussian = np.exp(-(offsets**2) / (2 * _SIGMA**2))
     gaussian = jnp.asarray(gaussian / gaussian.sum(), jnp.float32)
 

@@ -30,7 +30,7 @@ from vqgan_jax.discriminator import DiscriminatorOptions
 from vqgan_jax.example import ImageExample
 from vqgan_jax.gan import TwoPlayerLoss
 from vqgan_jax.model import VQGANOptions
-from vqgan_jax.perceptual import PerceptualOptions
+from vqgan_jax.perceptual import MIN_SIDE, PerceptualOptions
 from vqgan_jax.placeholders import write_lpips
 
 HALF = (0.5, 0.5, 0.5)  # mean and standard deviation that normalise pixels to [-1, 1]
@@ -98,6 +98,8 @@ class VQGANTaskOptions(Options):
                 f"config.model.architecture = {self.model.architecture!r} cannot be trained; the closest "
                 "alternative is vqgan with quantizer.type = 'gumbel'"
             )
+        is_large = self.perceptual.type != "lpips" or self.model.resolution >= MIN_SIDE
+        self.require(is_large, path, "model.resolution", f"at least {MIN_SIDE} for perceptual.type = 'lpips'")
         kind = self.model.quantizer.type
         if kind not in quantize.WITH_CODEBOOK:
             self.require(

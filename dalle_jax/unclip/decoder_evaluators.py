@@ -84,8 +84,8 @@ class EvaluatedDecoder:
 
 def make_factories(model: EvaluatedDecoder) -> Mapping[str, Callable]:
     """Makes the evaluator factories: type -> `(options, context) -> evaluator`."""
-    make_painter = functools.partial(_make_painter, model)
-    return {"drawing": functools.partial(Drawings, make_painter), "reconstruction": functools.partial(Reconstruction, model)}
+    drawing = functools.partial(Drawings, functools.partial(_make_painter, model), model.stage.size)
+    return {"drawing": drawing, "reconstruction": functools.partial(Reconstruction, model)}
 
 
 class _Decoder:
@@ -163,6 +163,7 @@ class Reconstruction:
     def __init__(self, model: EvaluatedDecoder, options: ConfigDict, context):
         self._model, self._options, self._context = model, options, context
         self._source = context.source_of(options)
+        self._source.check_reader(model.stage.size)
         self._decoder = _Decoder(model, options, context)
         self._records = functools.cache(lambda: model.records(self._source, context.asked_to_stop))
 

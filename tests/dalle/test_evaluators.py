@@ -1,12 +1,14 @@
 """Drawings that a reader grades; prompts about records."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from dalle_jax import evaluators
+from dalle_jax.unclip import decoder_evaluators
 from train_jax import config as config_lib
 from train_jax import inference, sharding
 from train_jax import task as task_lib
@@ -142,6 +144,26 @@ def test_a_source_without_a_reader_is_refused(context, task, monkeypatch):
     monkeypatch.setattr(Context, "source", lambda self, name, split, where=(): SOURCE)
     with pytest.raises(DataError, match="some has no image reader"):
         task.evaluators["drawing"](options(), context)
+
+
+class Decoder(decoder_evaluators.EvaluatedDecoder):
+    """A decoder of images of 12 x 12 pixels, without a network."""
+
+    stage = types.SimpleNamespace(size=12)
+
+    def __init__(self):
+        pass
+
+
+def test_pictures_that_the_reader_cannot_read_are_refused():
+    source = sources.Source("some", [{"captions": ["the digit 3"]}], read=digits.read, judge=digits.judge)
+    context = types.SimpleNamespace(source_of=lambda options: source)
+    for open_evaluator in (
+        lambda: evaluators.Drawings(print, 12, options(about="captions"), context),
+        lambda: decoder_evaluators.Reconstruction(Decoder(), options(), context),
+    ):
+        with pytest.raises(DataError, match=r"some: .* side divisible by 8, not \[12, 12, 3\]"):
+            open_evaluator()
 
 
 @pytest.mark.parametrize("changes", [{"n": 2}, {"prompts": 0}, {"about": "all"}, {"top_p": 0.0}])

@@ -9,7 +9,10 @@ import pytest
 
 from train_jax import config as config_lib
 from train_jax import sharding
-from train_jax.data.sources import Source
+from train_jax.data.images import Preprocess
+from train_jax.data.sources import DataError, Source
+from train_jax.datasets import digits
+from train_jax.errors import ConfigError
 from train_jax.evaluation.evaluators import Context
 from vqgan_jax import evaluators, features, metrics, task
 
@@ -89,6 +92,32 @@ def test_few_pictures_are_in_memory_while_collections_are_compared(tiny, trained
     assert results["images"] == 24 and set(dtypes) == {np.dtype(np.uint8)} and len(dtypes) == 6
 
 
+def test_what_pictures_cannot_meet_is_told_before_any_work(small, monkeypatch):
+    monkeypatch.setattr(evaluators, "open_features", lambda spec: None)
+    source = Source("some", [{"id": "0"}], read=digits.read)
+    context = types.SimpleNamespace(source_of=lambda options: source)
+
+    def make(name: str, size: int):
+        made = task.make(small.config(**{"model.resolution": size, "loss.adversarial": "none"}), None)
+        return made.evaluators[name](evaluators.EVALUATORS[name].defaults(), context)
+
+    with pytest.raises(ConfigError, match="SSIM, which needs images of at least 11 x 11 pixels; those of .* have 8 x 8"):
+        make("reconstruction", 8)
+    with pytest.raises(DataError, match=r"some: .* side divisible by 8, not \[12, 12, 3\]"):
+        make("reading", 12)
+    with pytest.raises(DataError, match="some: distances of collections need two or more images, not 1"):
+        make("distribution", 8)
+    with pytest.raises(ConfigError, match="resolution = 8; it must be at least 16 for perceptual.type = 'lpips'"):
+        small.config(**{"model.resolution": 8, "perceptual.type": "lpips"})
+    # Readings need no SSIM.
+    model = make("reading", 8)._model
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), np.uint8)
+    variables = jax.eval_shape(model.module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    weights = {"generator": variables.pop("params")}, {"generator": variables}
+    values, _, pixels = jax.eval_shape(model._reconstruct, *weights, {"image": x})
+    assert values.keys() == {"psnr", "l1"} and pixels.shape == x.shape
+
+
 class Echo(evaluators.EvaluatedModel):
     """A model whose reconstruction of every second image is black."""
 
@@ -96,6 +125,8 @@ class Echo(evaluators.EvaluatedModel):
         originals = np.stack([record["pixels"] for record in records])
         reconstructions = originals * (np.arange(len(originals)) % 2)[:, None, None, None].astype(np.uint8)
         yield originals, ({}, None, reconstructions), len(originals)
+
+    preprocess = Preprocess(2)
 
     def __init__(self):
         pass  # no network

@@ -83,6 +83,14 @@ class Source(Sequence):
         record = getattr(self.records, "metadata", self.records.__getitem__)(index)
         return {key: value for key, value in record.items() if key != "image"}
 
+    def check_reader(self, size: int) -> None:
+        """Raises DataError if `read` cannot read images of `size` x `size` pixels, before any are made."""
+        if self.read is not None:
+            try:
+                self.read(np.full((size, size, 3), 255, np.uint8))
+            except ValueError as error:
+                raise DataError(f"{self.name}: {error}") from error
+
     def reader_metrics(self) -> dict[str, float]:
         """Returns the accuracies of the reader as metrics, for evaluators that use it."""
         return {f"reader_accuracy/{part}": share for part, share in self.reader_accuracy.items()}

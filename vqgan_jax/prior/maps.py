@@ -192,6 +192,10 @@ class MapCondition:
         """Raises NotImplementedError: records have no maps."""
         raise NotImplementedError("records have no maps")
 
+    def check_source(self, source) -> None:
+        """Raises NotImplementedError: records have no maps."""
+        raise NotImplementedError("records have no maps")
+
     def from_source(self, source, count: int) -> list[Any]:
         """Raises NotImplementedError: records have no maps."""
         raise NotImplementedError("records have no maps")

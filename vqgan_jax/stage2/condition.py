@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
-from train_jax.data.errors import BrokenSample
+from train_jax.data.errors import BrokenSample, DataError
 
 Tokens = Any  # NumPy arrays on the host, JAX arrays inside jit
 
@@ -56,6 +56,9 @@ class Condition(Protocol):
 
         `rng` is None in evaluations, which use the first condition of a record.
         """
+
+    def check_source(self, source) -> None:
+        """Raises DataError for a source with conditions that the model does not have, before images are read."""
 
     def from_source(self, source, count: int) -> list[Any]:
         """Returns the first `count` conditions of a source, to sample images from."""
@@ -121,6 +124,14 @@ class ClassCondition:
         if label >= self.classes:
             raise BrokenSample(f"label {label}, where config.model.classes = {self.classes}")
         return {"condition": np.array([label if label >= 0 else self.classes], np.int32)}
+
+    def check_source(self, source) -> None:
+        """Raises DataError for a label that is no class."""
+        if not self.classes or len(source.label_names or ()) <= self.classes:
+            return
+        largest = max(source.metadata(index).get("label", -1) for index in range(len(source)))
+        if largest >= self.classes:
+            raise DataError(f"{source.name} has the label {largest}, and the model has labels 0 to {self.classes - 1}")
 
     def from_source(self, source, count: int) -> list[int | None]:
         """Returns `count` classes, one after the other."""

@@ -15,11 +15,10 @@ from nn_jax.decoding import Sampling, has_filters
 from train_jax import inference
 from train_jax.config import EvaluatorOptions
 from train_jax.data.images import Preprocess
-from train_jax.data.subset import first
 from train_jax.errors import ConfigError, in_float32
 from train_jax.options import option
 from train_jax.pictures import image_grid
-from vqgan_jax.features import open_features
+from vqgan_jax.features import open_features, take_images
 from vqgan_jax.stage2 import sampling
 from vqgan_jax.stage2.condition import Condition
 from vqgan_jax.stage2.likelihood import NATS_PER_BIT, entropy_bits, negative_log_likelihoods
@@ -87,6 +86,7 @@ class Likelihood:
     def __init__(self, stage: EvaluatedModel, options: ConfigDict, context):
         self._stage, self._context, self._batch_size = stage, context, options.batch_size
         source = context.source_of(options)
+        stage.condition.check_source(source)
         # Codes are computed in the first evaluation, because the computation may take hours.
         self._records = functools.cache(lambda: stage.records(source, context.asked_to_stop))
         self._program = context.jit(self._sum_losses)
@@ -191,10 +191,14 @@ class Samples:
         self._stage = stage
         source = context.source_of(options)
         conditions = list(options.conditions) or stage.condition.from_source(source, options.rows)
+        try:
+            stage.condition.encode(conditions)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config.evals.….conditions = {options.conditions!r}: {error}") from error
         self._sampler = Sampler(stage, options, context, conditions)
         self._features = open_features(options.features) if options.features else None
         if self._features is not None:
-            records = first(source, len(conditions) * options.n)
+            records = take_images(source, len(conditions) * options.n)
             preprocess = Preprocess(stage.module.grid[0] * stage.vqgan.factor)
             batches = context.batches(
                 records, lambda record, rng: {"image": preprocess(record["image"])}, options.batch_size

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from train_jax import sharding
 from train_jax.data import sources
+from train_jax.data.errors import DataError
 from train_jax.errors import ConfigError
 from train_jax.evaluation.evaluators import Context
 from vqgan_jax.stage2 import evaluators
@@ -143,6 +144,19 @@ def test_guidance_is_refused_without_unconditional_training(by_class, by_text, c
     with pytest.raises(ConfigError, match=message):
         evaluators.make_factories(stage)["samples"](options("samples", guidance=2.0), context)
     evaluators.check_sampling(options("samples", guidance=2.0), stage_of(by_text))
+
+
+def test_what_data_cannot_meet_is_told_before_codes_are_computed(by_class, context, monkeypatch):
+    monkeypatch.setattr(evaluators, "open_features", lambda spec: "some network")
+    make = evaluators.make_factories(stage_of(by_class))
+    with pytest.raises(ConfigError, match=r"conditions = \(12,\): label 12: this model has labels 0 to 9"):
+        make["samples"](options("samples", conditions=(12,)), context)
+    with pytest.raises(DataError, match="some: distances of collections need two or more images, not 1"):
+        make["samples"](options("samples", rows=1, n=1, features="a CLIP"), context)
+    source = sources.Source("more", [{"label": 3}, {"label": 11}], label_names=tuple("abcdefghijkl"))
+    monkeypatch.setattr(Context, "source", lambda self, name, split, where=(): source)
+    with pytest.raises(DataError, match="more has the label 11, and the model has labels 0 to 9"):
+        make["likelihood"](options("likelihood"), context)
 
 
 def test_unigram_bits_are_the_entropy_of_frequencies():
