@@ -10,6 +10,7 @@ from multimodal_jax import demo
 from train_jax import arguments as arguments_lib
 from train_jax import command
 
+_NAMED = ("clip", "vqgan", "dalle", "unclip")  # kinds of models that may be anywhere
 _EXAMPLES = {
     "": """\
 examples:
@@ -21,10 +22,12 @@ multimodal-jax COMMAND --help describes each command.""",
 examples:
   multimodal-jax serve runs/demo
   multimodal-jax serve runs --port 8000
+  multimodal-jax serve runs/demo --clip clip:vit-b-32-openai
 
-The models are the runs and indexes in RUNS and two levels below; what is missing is shown with the command that makes it.
-The page needs gradio (the extra [app]) and contacts no other machine. Whoever reaches the address can use the models and
-search the indexed pictures: without --host only this machine can.""",
+The models are the runs and indexes in RUNS and two levels below, and those named by --clip, --vqgan, --dalle and --unclip,
+such as public ones, which are loaded, and downloaded if necessary, before the page opens. What is missing is shown with the
+command that makes it. The page needs gradio (the extra [app]) and contacts no other machine. Whoever reaches the address can
+use the models and search the indexed pictures: without --host only this machine can.""",
     "demo": """\
 examples:
   multimodal-jax demo
@@ -47,6 +50,9 @@ def _make_parser() -> argparse.ArgumentParser:
     serve.add_argument("runs", metavar="RUNS", help="folder of run directories, such as runs/demo")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s: this machine alone)")
     serve.add_argument("--port", type=int, default=7860, help="port to listen at (default %(default)s)")
+    for kind in _NAMED:
+        text = f"further {kind}: a run, a file, hf:ORG/NAME, a short name; may be repeated"
+        serve.add_argument(f"--{kind}", action="append", default=[], metavar="MODEL", help=text)
     arguments_lib.add_dtype(serve)
     show = add("demo", "Train a small CLIP, VQGAN and DALL-E; search, reconstruct, draw and paint.", demo.run)
     show.add_argument("--data", default="shapes", choices=command.DEMOS, help="what is shown (default shapes)")
@@ -59,7 +65,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     from multimodal_jax.serve.models import Models
     from multimodal_jax.serve.runs import find_runs
 
-    page.serve(Models(find_runs(arguments.runs), arguments.dtype), arguments.host, arguments.port)
+    named = {kind: getattr(arguments, kind) for kind in _NAMED}
+    page.serve(Models(find_runs(arguments.runs, named), arguments.dtype), arguments.host, arguments.port)
     return 0
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import io
 import itertools
 import re
 import runpy
@@ -15,19 +16,24 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import yaml
 from ml_collections import ConfigDict
 from PIL import Image
+from scipy.io import wavfile
 from written_runs import write_evaluations, write_run
 
 from multimodal_jax import __main__ as multimodal_cli
+from multimodal_jax.serve import page as page_lib
 from tests import check_site
 from tests.multimodal.conftest import train_all
 from tests.shared_run import on_one_device
 from train_jax import __main__ as train_cli
 from train_jax import config as config_lib
 from train_jax import config_file
+from train_jax.data import sources
+from vqgan_jax.guided import video
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -50,9 +56,8 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\b[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def commands(name: str) -> list[list[str]]:
+def commands(page: str) -> list[list[str]]:
     """The commands of a page, as words, without variables of the environment and launchers before them."""
-    page = PAGES[name]
     code = blocks(page, "sh") + ["\n".join(re.findall(r"^    ((?:make|pip|\w+-jax|python) .*)$", page, re.MULTILINE))]
     lines = [shlex.split(line, comments=True) for line in "\n".join(code).replace("\\\n", "").splitlines()]
     for words in filter(None, lines):
@@ -61,7 +66,7 @@ def commands(name: str) -> list[list[str]]:
     return [words for words in lines if words]
 
 
-ALL = [(name, shlex.join(words)) for name in PAGES for words in commands(name)]
+ALL = [(name, shlex.join(words)) for name, page in PAGES.items() for words in commands(page)]
 
 
 class Parsed(Exception):
@@ -140,8 +145,9 @@ _TINY = {
 
 
 def run_commands(name: str) -> None:
-    """Runs the commands of a page in their order, but for installing and testing; sizes and numbers of updates are tiny."""
-    for words in (words for words in commands(name) if words[0] in PROGRAMS):
+    """Runs the commands of a page in their order, but for installing, testing and downloading; all is tiny."""
+    page = re.sub(r'^```sh title="Downloads.*?^```$', "", PAGES[name], flags=re.MULTILINE | re.DOTALL)
+    for words in (words for words in commands(page) if words[0] in PROGRAMS):
         if words[1].startswith("--config=") and "--options" not in words:
             family = config_file.load(words[1].removeprefix("--config=")).task.partition("_")[0]
             tiny = ["steps=2", "log_every=1", "data.batch_size=8", "optim.warmup_steps=1", *_TINY[family].split()]
@@ -171,12 +177,19 @@ def test_the_quickstart(own_configs, one_device, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_your_own_data_from_the_folder_to_a_drawing(own_configs, one_device, tmp_path, capsys):
-    (tmp_path / "photos").mkdir()
-    for index, (colour, thing) in enumerate(itertools.product(("red", "green", "blue", "yellow"), range(10))):
-        Image.new("RGB", (24, 20), colour).save(tmp_path / "photos" / f"{index}.png")
-        (tmp_path / "photos" / f"{index}.txt").write_text(f"a {colour} apple, number {thing}")
+def test_your_own_data_from_the_folder_to_the_page(own_configs, one_device, tmp_path, capsys, monkeypatch):
+    records = []
+    for colour, number in itertools.product(("red", "green", "blue", "yellow"), range(10)):
+        Image.new("RGB", (24, 20), colour).save(file := io.BytesIO(), "PNG")
+        captions = [f"a {colour} apple, number {number}", f"an apple in {colour}"]
+        records.append({"image": file.getvalue(), "captions": captions})
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "open_source", lambda name, split: records)  # instead of emoji, which are downloaded
+        runpy.run_path("photos.py")
+    served = []
+    monkeypatch.setattr(page_lib, "serve", lambda models, host, port: served.append(models.runs))
     run_commands("your-data")
+    assert len(served) == 1 and served[0].missing(("clip", "index", "vqgan", "dalle")) == []
     assert {path.name for path in tmp_path.glob("*.png")} == {"hits.png", "reconstructions.png", "apples.png"}
     capsys.readouterr()
     runpy.run_path("use.py")
@@ -197,6 +210,17 @@ _QUICK = {
     "between": "--n=2 --steps=2",
     "edit": "--steps=2",
 }
+_LONG = re.compile(":from=|--overlay-every")  # a painting whose command names late steps
+
+
+def make_quick(line: str, command: str) -> list[str]:
+    """The options that make a command take seconds."""
+    words = _QUICK.get(command, "").split()
+    if _LONG.search(line):
+        words.append("--steps=200")
+    if "--frames" in line or "--frame-steps" in line:
+        words.append("--frame-steps=2")
+    return [*words, *(["--frames=3"] if "--frames" in line else [])]
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +239,10 @@ def world(tmp_path_factory):
     for name in ("photo", "half", "shape", "a", "b"):
         shutil.copy(folder / "pictures" / "0.png", folder / f"{name}.png")
     Image.linear_gradient("L").save(folder / "ivy.png")
+    for name in ("rose", "waves"):
+        Image.radial_gradient("L").convert("RGB").resize((32, 32)).save(folder / f"{name}.png")
+    wavfile.write(folder / "song.wav", 8000, np.sin(np.arange(8000)).astype(np.float32))
+    video.write(folder / "cat.mp4", [np.full((32, 32, 3), 80 * shade, np.uint8) for shade in range(3)], 12)
     for lr, seed in itertools.product((0.001, 0.003), range(3)):
         metrics = {"loss": [2.0, 1.0 + lr * seed], "test/top1": [None, 0.5 + lr * seed]}
         write_run(runs / "lr" / f"{lr}-{seed}", metrics, {"optim": {"lr": lr}, "seed": seed}, every=500)
@@ -233,10 +261,10 @@ def test_what_is_not_marked_is_executed(name, world, monkeypatch, one_device, ca
     for line in UNMARKED[name].replace("\\\n", "").splitlines():
         program, *words = shlex.split(line, comments=True)
         try:
-            code = PROGRAMS[program]([*words, *_QUICK.get(words[0], "").split()])
+            code = PROGRAMS[program]([*words, *make_quick(line, words[0])])
         except SystemExit as end:  # subcommands of train-jax
             code = end.code
-        assert not code, f"{line}: {capsys.readouterr().err}"
+        assert not code, f"{line}: {capsys.readouterr().err.splitlines()[-1:]}"
 
 
 def test_a_title_of_commands_tells_what_they_need():

@@ -38,7 +38,10 @@ _STYLE = """
 
 
 def serve(models: Models, host: str, port: int) -> None:
-    """Serves the page until it is interrupted. Raises UserError if gradio is missing, or the port is not free."""
+    """Serves the page until it is interrupted.
+
+    Raises UserError if gradio is missing, a named model cannot be loaded, or the port is not free.
+    """
     with tempfile.TemporaryDirectory(prefix="multimodal-jax-") as folder:
         # Where gradio keeps uploads and results. It reads this when it is imported.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -48,6 +51,10 @@ def serve(models: Models, host: str, port: int) -> None:
             raise UserError(f"the page needs gradio ({error}): pip install 'multimodal-jax[app]'") from error
         for sentence in models.runs.damaged:
             print(f"multimodal-jax serve: left out: {sentence}")
+        for kind, paths in models.runs.paths.items():
+            for path in paths:
+                if isinstance(path, str):  # no run of the folder: it may have to be downloaded, which the page does not
+                    models.open(kind, path)
         # Such pictures are refused; Pillow's warning, which gradio would print beside them, says the same.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:

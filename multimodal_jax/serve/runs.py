@@ -1,8 +1,8 @@
-"""What a folder of runs holds: models by kind, and the commands that make what is missing."""
+"""The models of the page by kind: those of a folder of runs, named public ones, and commands that make what is missing."""
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clip_jax.index_files import SearchError, is_index, read_meta
@@ -27,16 +27,16 @@ _DEPTH = 2  # levels below the folder where runs are looked for
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Models and indexes of a folder.
+    """Models and indexes.
 
     Attributes:
       folder: the folder, as the user wrote it.
-      paths: kind -> paths of the run directories and indexes, below `folder`.
+      paths: kind -> paths of the run directories and indexes below `folder`, and then, as strings, further models.
       damaged: sentences on runs that cannot be read.
     """
 
     folder: Path
-    paths: Mapping[str, tuple[Path, ...]]
+    paths: Mapping[str, tuple[Path | str, ...]]
     damaged: tuple[str, ...]
 
     def missing(self, kinds: tuple[str, ...]) -> list[str]:
@@ -46,7 +46,7 @@ class Runs:
     def commands(self, kind: str) -> list[str]:
         """Returns the command lines that make a model of this kind in the folder."""
 
-        def train(name: str, config: str, **artifacts: Path) -> str:
+        def train(name: str, config: str, **artifacts: Path | str) -> str:
             options = [f"--config.{key}.path={path}" for key, path in artifacts.items()]
             return shlex.join(["train-jax", f"--config={config}", f"--workdir={self.folder / name}", *options])
 
@@ -64,14 +64,17 @@ class Runs:
             ],
         }[kind]
 
-    def _first(self, kind: str) -> Path:
+    def _first(self, kind: str) -> Path | str:
         return (*self.paths[kind], self.folder / kind)[0]
 
 
-def find_runs(folder: str | Path) -> Runs:
+def find_runs(folder: str | Path, named: Mapping[str, Sequence[str]] | None = None) -> Runs:
     """Finds runs and indexes in a folder and two levels below, sorted by path.
 
     A folder that is one itself is not searched further. Raises UserError if there is no such folder.
+
+    Args:
+      named: kind -> further models, such as public ones; see `load` of each family.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -79,7 +82,7 @@ def find_runs(folder: str | Path) -> Runs:
     paths, damaged = {kind: [] for kind in KINDS}, []
     for path, kind in _walk(folder, _DEPTH, damaged):
         paths[kind].append(path)
-    return Runs(folder, {kind: tuple(found) for kind, found in paths.items()}, tuple(damaged))
+    return Runs(folder, {kind: (*found, *(named or {}).get(kind, ())) for kind, found in paths.items()}, tuple(damaged))
 
 
 def _walk(folder: Path, depth: int, damaged: list[str]) -> Iterator[tuple[Path, str]]:

@@ -21,6 +21,7 @@ from tests.multimodal.test_tabs import BY_TITLE, FILLED, bomb
 pytestmark = pytest.mark.slow  # training, compiling and two starts of gradio: minutes
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ROOT = Path(__file__).resolve().parent.parent.parent
+SCREENSHOTS = ROOT / "build" / "page"  # of every tab after its use, to look at
 # The server, which prints every address that it connects to or looks up.
 SERVER = """
 import socket, sys
@@ -120,6 +121,11 @@ class Page:
         self.tab.locator("input[type=file]").set_input_files(file)
         self.tab.get_by_label("Remove Image").or_(self.tab.get_by_label("Clear")).first.wait_for()
 
+    def take_screenshot(self, title: str) -> None:
+        self.page.evaluate("scrollTo(0, 0)")
+        time.sleep(1)  # pictures appear
+        self.page.screenshot(path=SCREENSHOTS / f"{title}.png", full_page=True)
+
     def wait(self, role: str = "status", text: str = "") -> str:
         """Waits for the end of a job, or for a status with this text, and returns the status."""
         deadline = time.monotonic() + 240
@@ -171,6 +177,7 @@ def test_every_tab_works_and_no_other_address_is_asked(browser, address_and_log,
                 page.tab.get_by_label(field.label).first.fill(str(value))
         page.tab.get_by_role("button", name=BY_TITLE[title].button, exact=True).click()
         page.wait()
+        page.take_screenshot(title)
         command = page.tab.locator(".command").locator("input, textarea").first.input_value()
         assert command.split("-jax")[0] in ("clip", "vqgan", "dalle") and "runs/" in command
     # A picture as the command line writes it.

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -28,9 +28,12 @@ def test_the_demo_runs_its_parts_until_one_fails(codes, expected, monkeypatch, c
     assert "minutes" not in "".join(announced[3:])  # not measured
 
 
-def test_a_folder_that_is_none_and_a_missing_gradio_are_sentences(tmp_path, monkeypatch, capsys):
+def test_what_keeps_the_page_from_opening_is_a_sentence(tmp_path, monkeypatch, capsys):
     assert __main__.main(["serve", str(tmp_path / "none")]) == 2
     assert "no such folder; make one with multimodal-jax demo" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert __main__.main(["serve", str(tmp_path)]) == 2
     assert "pip install 'multimodal-jax[app]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    assert __main__.main(["serve", str(tmp_path), "--clip", "clip:none"]) == 2  # before the page opens
+    assert "clip:none: no known model has this name. The names are clip:vit-b-32-openai" in capsys.readouterr().err

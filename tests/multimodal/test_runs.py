@@ -19,6 +19,9 @@ def test_runs_are_found_by_their_task(folder, monkeypatch):
         "unclip": ["runs/unclip/decoder"],
     }  # fmt: skip
     assert runs.missing(tuple(KINDS)) == [] and runs.damaged == ()
+    named = find_runs("runs", {"clip": ["clip:vit-b-32-openai", "hf:some/clip"], "unclip": ()})
+    assert [str(path) for path in named.paths["clip"]] == ["runs/clip", "clip:vit-b-32-openai", "hf:some/clip"]
+    assert named.paths["unclip"] == runs.paths["unclip"]
     assert find_runs("runs/clip").paths["clip"] == (find_runs("runs/clip").folder,)
 
 
