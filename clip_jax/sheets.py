@@ -64,7 +64,7 @@ def make_heat_sections(
 ) -> list[Section]:
     """Makes a section with an image and one heat map per text. Colours range from the lowest to the highest cosine."""
     grey = ImageOps.grayscale(picture).convert("RGB")
-    cells = [Cell(picture, "preprocessed image")]
+    cells = [Cell(picture, "what CLIP sees")]
     for text, values in zip(texts, maps, strict=True):
         scaled = (values - values.min()) / max(float(np.ptp(values)), 1e-9)
         heat = Image.fromarray((255 * matplotlib.colormaps["inferno"](scaled)[..., :3]).astype(np.uint8))

@@ -100,6 +100,9 @@ class FeatureCaptions:
             raise BrokenSample(f"{file}: {error}") from error
         return {"condition": row, "truncated": np.bool_(is_cut)}
 
+    def check_source(self, source) -> None:
+        """Refuses no source: the files of its records are read one by one."""
+
     def from_source(self, source, count: int) -> list[str]:
         """Returns the paths of the features of the first records."""
         return [f"{self.folder}/{source.metadata(i)['id']}.npy" for i in range(min(count, len(source)))]

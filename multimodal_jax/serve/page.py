@@ -25,15 +25,19 @@ log = logging.getLogger(__name__)
 _TITLE = "Multimodal JAX"
 _USERS = 32  # requests of shared tabs at a time, of gradio's 40 threads; others wait in gradio's queue
 _KEEP_FILES = 3600  # seconds for which the pictures of a result can be downloaded
+_STOPPING = 60  # seconds to wait for the end of a stopped job, which sees the stop when it shows something
 # Fonts of the system, so that no other machine is asked for one. Text is as dark as WCAG's 4.5 : 1 needs it.
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 _STYLE = """
 .gallery img { image-rendering: pixelated; object-fit: contain; width: 100%; height: 100% }
 .gallery .thumbnail-item { max-width: 20rem }
+.gallery .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) }
+.gallery .caption-label { max-width: 100%; white-space: normal }
 .status p { margin: .2rem 0 } .status .error { color: #b91c1c; font-weight: 600 } .dark .status .error { color: #fca5a5 }
 [role=tab][aria-selected=true] { color: var(--primary-700) !important }
 .dark [role=tab][aria-selected=true] { color: var(--primary-300) !important }
 .missing { border-left: 4px solid #b45309; padding-left: 1rem }
+.missing pre { white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 
@@ -127,9 +131,21 @@ def _add_tab(tab: Tab, models: Models, missing: Sequence[str]) -> None:
                 elem_classes="command",
             )  # fmt: skip
     outputs, names = [status, shares, pictures, words], list(components)
+    running: dict[str, threading.Event] = {}  # browser -> what its job sets at its end
 
-    def run(*values: Any) -> Iterator[tuple]:
-        yield from run_tab(tab, models, dict(zip(names, values, strict=True)))
+    def run(request: gr.Request, *values: Any) -> Iterator[tuple]:
+        ended = running[request.session_hash] = threading.Event()
+        try:
+            yield from run_tab(tab, models, dict(zip(names, values, strict=True)))
+        finally:
+            running.pop(request.session_hash, None)
+            ended.set()
+
+    def tell_end(request: gr.Request) -> Iterator[str]:
+        if ended := running.get(request.session_hash):
+            yield _paragraph("stopping …")
+            ended.wait(_STOPPING)
+        yield _paragraph("stopped")
 
     triggers = [start.click, *(x.submit for x in components.values() if isinstance(x, gr.Textbox))]
     event = gr.on(
@@ -137,7 +153,12 @@ def _add_tab(tab: Tab, models: Models, missing: Sequence[str]) -> None:
         concurrency_id="shared" if tab.is_shared else "device", concurrency_limit=_USERS if tab.is_shared else 1,
         trigger_mode="once", api_visibility="private",
     )  # fmt: skip
-    stop.click(lambda: _paragraph("stopped"), None, status, cancels=[event], queue=False, api_visibility="private")
+    stop.click(None, cancels=[event])
+    # The queue answers a browser in order, so that nothing that the job still shows replaces the word of its end.
+    stop.click(
+        tell_end, None, status, show_progress="hidden", concurrency_id="stop", concurrency_limit=None,
+        api_visibility="private",
+    )  # fmt: skip
 
 
 def _make_input(field: Field, runs: Runs, missing: Sequence[str]):

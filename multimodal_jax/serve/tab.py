@@ -115,7 +115,7 @@ class Choice:
 
 def model(kind: str) -> Choice:
     """Makes a field for a run of this kind."""
-    return Choice(KINDS[kind], lambda runs: [str(path) for path in runs.paths[kind]])
+    return Choice(KINDS[kind][0].upper() + KINDS[kind][1:], lambda runs: [str(path) for path in runs.paths[kind]])
 
 
 SEED = Number("Seed", 0, 0, 2**32 - 1, "the same seed gives the same pictures")
