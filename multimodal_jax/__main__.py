@@ -10,7 +10,7 @@ from multimodal_jax import demo
 from train_jax import arguments as arguments_lib
 from train_jax import command
 
-_NAMED = ("clip", "vqgan", "dalle", "unclip")  # kinds of models that may be anywhere
+_NAMED = {"clip": "CLIP", "vqgan": "VQGAN", "dalle": "DALL-E", "unclip": "unCLIP"}  # kinds of models that may be anywhere
 _EXAMPLES = {
     "": """\
 examples:
@@ -50,8 +50,8 @@ def _make_parser() -> argparse.ArgumentParser:
     serve.add_argument("runs", metavar="RUNS", help="folder of run directories, such as runs/demo")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s: this machine alone)")
     serve.add_argument("--port", type=int, default=7860, help="port to listen at (default %(default)s)")
-    for kind in _NAMED:
-        text = f"further {kind}: a run, a file, hf:ORG/NAME, a short name; may be repeated"
+    for kind, name in _NAMED.items():
+        text = f"a further {name}: a run, a file, hf:ORG/NAME, a short name; may be repeated"
         serve.add_argument(f"--{kind}", action="append", default=[], metavar="MODEL", help=text)
     arguments_lib.add_dtype(serve)
     show = add("demo", "Train a small CLIP, VQGAN and DALL-E; search, reconstruct, draw and paint.", demo.run)
