@@ -34,7 +34,7 @@ from train_jax.weights.tensors import open_tensors
 TYPES = ("none", "lpips", "clip")
 # VGG16's convolutions by their index in torchvision's `features`; a max pooling precedes each slice except the first.
 _SLICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-MIN_SIDE = 16  # pixels that leave one to the last maps
+MIN_SIDE = 16  # pixels of the smallest picture that VGG16 reduces to its last maps
 _SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)  # scaling layer of LPIPS for pixels in [-1, 1]
 _SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
 

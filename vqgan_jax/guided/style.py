@@ -20,8 +20,6 @@ from vqgan_jax import perceptual
 from vqgan_jax.guided import starts
 from vqgan_jax.guided.options.losses import Style
 
-_LEAST_SIDE = 16  # pixels of the smallest picture that VGG16 reduces to its last maps
-
 Grams = list[Float[Array, "_ _"]]
 
 
@@ -38,8 +36,9 @@ def load_grams(options: Style, size: tuple[int, int], network: Any, clip: Clip) 
 
     Raises BrokenSample for an unreadable image, and ConfigError for pictures that are too small for the network.
     """
-    if network is not None and min(size) < _LEAST_SIDE:
-        raise ConfigError(f"size = {size[0]} x {size[1]}: style_network needs sides of at least {_LEAST_SIDE} pixels")
+    least = perceptual.MIN_SIDE
+    if network is not None and min(size) < least:
+        raise ConfigError(f"size = {size[0]} x {size[1]}: style_network needs sides of at least {least} pixels")
     image = starts.load_image(options.style, size, "style")
     if network is None:
         mean, std = (tuple(values) for values in (clip.preprocess.mean, clip.preprocess.std))
