@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clip_jax.index_files import SearchError, is_index, read_meta
 from train_jax import run_directory
+from train_jax.command import DEMOS, open_demo
 from train_jax.errors import LoadError, UserError
 
 KINDS = {
@@ -32,11 +33,13 @@ class Runs:
     Attributes:
       folder: the folder, as the user wrote it.
       paths: kind -> paths of the run directories and indexes below `folder`, and then, as strings, further models.
+      data: one of `DEMOS`, by whose configs the runs of the folder were trained; the first if by neither's.
       damaged: sentences on runs that cannot be read.
     """
 
     folder: Path
     paths: Mapping[str, tuple[Path | str, ...]]
+    data: str
     damaged: tuple[str, ...]
 
     def missing(self, kinds: tuple[str, ...]) -> list[str]:
@@ -52,15 +55,15 @@ class Runs:
 
         index = ["clip-jax", "index", "IMAGES", "--model", str(self._first("clip")), "--out", str(self.folder / "index")]
         clip, vqgan = (self._first(kind) for kind in ("clip", "vqgan"))
-        prior = self.folder / "unclip-prior"
+        configs, prior = open_demo(self.data).CONFIGS, self.folder / "unclip-prior"
         return {
-            "clip": [train("clip", "clip/demo")],
-            "vqgan": [train("vqgan", "vqgan/demo")],
-            "dalle": [train("dalle", "dalle/demo", vqgan=vqgan)],
+            "clip": [train("clip", configs["clip"])],
+            "vqgan": [train("vqgan", configs["vqgan"])],
+            "dalle": [train("dalle", configs["dalle"], vqgan=vqgan)],
             "index": [shlex.join(index)],
             "unclip": [
-                train(prior.name, "unclip/prior_shapes", clip=clip),
-                train("unclip-decoder", "unclip/decoder_shapes", clip=clip, prior=prior),
+                train(prior.name, f"unclip/prior_{self.data}", clip=clip),
+                train("unclip-decoder", f"unclip/decoder_{self.data}", clip=clip, prior=prior),
             ],
         }[kind]
 
@@ -82,7 +85,11 @@ def find_runs(folder: str | Path, named: Mapping[str, Sequence[str]] | None = No
     paths, damaged = {kind: [] for kind in KINDS}, []
     for path, kind in _walk(folder, _DEPTH, damaged):
         paths[kind].append(path)
-    return Runs(folder, {kind: (*found, *(named or {}).get(kind, ())) for kind, found in paths.items()}, tuple(damaged))
+    configs = [run_directory.read_config(path) for kind, found in paths.items() if kind != "index" for path in found]
+    sources = " ".join(str(config.get("data", {}).get("source")) for config in configs)
+    data = next((name for name in DEMOS if f"{name}/" in sources), DEMOS[0])
+    models = {kind: (*found, *(named or {}).get(kind, ())) for kind, found in paths.items()}
+    return Runs(folder, models, data, tuple(damaged))
 
 
 def _walk(folder: Path, depth: int, damaged: list[str]) -> Iterator[tuple[Path, str]]:

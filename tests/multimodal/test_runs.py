@@ -25,9 +25,14 @@ def test_runs_are_found_by_their_task(folder, monkeypatch):
     assert find_runs("runs/clip").paths["clip"] == (find_runs("runs/clip").folder,)
 
 
-def test_the_commands_of_what_is_missing_name_configs_that_exist(tmp_path):
+@pytest.mark.parametrize(("source", "data"), [(None, "shapes"), ("2 emoji/64 | emoji/64 where tone=", "emoji")])
+def test_the_commands_of_what_is_missing_name_configs_that_exist(source, data, tmp_path):
+    if source:
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "config.json").write_text(json.dumps({"task": "vqgan_jax.task", "data": {"source": source}}))
     runs = find_runs(tmp_path)
     assert runs.missing(("clip", "dalle")) == ["clip", "dalle"]
+    assert f"--config=unclip/decoder_{data} " in runs.commands("unclip")[1]
     for kind in KINDS:
         for line in runs.commands(kind):
             program, *words = shlex.split(line)
