@@ -47,7 +47,7 @@ def training_flops(
 def _vit_flops(options: CLIPOptions, patch_dropout: float = 0.0, max_patches: int = 0) -> int:
     image = options.image
     grid = image.size // image.patch
-    tokens = int((1 - patch_dropout) * (max_patches or grid**2)) + image.has_class_token
+    tokens = int((1 - patch_dropout) * (max_patches or grid**2)) + image.num_prefix
     if image.stem == "conv":
         stem, side, channels = 0, image.size, 3
         while side > grid:

@@ -21,7 +21,7 @@ _OPTIONS = {
 # What a ViT of images of native aspect ratio must have.
 _NATIVE = {
     "stem": ("patch",), "pool": ("map", "mean"), "rope": ("none",), "class_token": (False,), "learned_positions": (True,),
-    "drop_margin": (False,),
+    "drop_margin": (False,), "registers": (0,),
 }  # fmt: skip
 
 
@@ -37,7 +37,7 @@ class ImageOptions(Options):
     added = (
         "pool_heads", "pool_mlp_ratio", "rope", "rope_offset", "rope_grid", "gated", "branch_norms", "key_bias",
         "class_token", "norm_after_pool", "proj_bias", "drop_margin", "proj_hidden", "stem_channels", "stem_layers",
-        "learned_positions", "native",
+        "learned_positions", "native", "qk_norm", "registers",
     )  # fmt: skip
 
     tower: str = option(
@@ -83,6 +83,10 @@ class ImageOptions(Options):
     gated: bool = option(False, "whether MLPs have a gate, with the activation silu SwiGLU (arXiv 2002.05202)")
     branch_norms: str = option("none", "further layer norms of blocks; see `nn_jax.transformer`", choices=BRANCH_NORMS)
     key_bias: bool = option(True, "whether the keys of the blocks have a bias")
+    qk_norm: bool = option(False, "whether queries and keys of each head have layer norms (arXiv 2302.05442)")
+    registers: int = option(
+        0, "number of learned tokens beside the patches that no pool reads (registers, arXiv 2309.16588)", least=0
+    )
     class_token: bool = option(False, "whether there is a class token beside the patches also with another pool than cls")
     norm_after_pool: bool = option(False, "whether the last layer norm follows the pooling, instead of preceding it")
     proj_bias: bool = option(False, "whether the final projection has a bias")
@@ -106,6 +110,11 @@ class ImageOptions(Options):
     def has_class_token(self) -> bool:
         """Whether a class token precedes the patches."""
         return self.class_token or self.pool == "cls"
+
+    @property
+    def num_prefix(self) -> int:
+        """Number of tokens before the patches: registers and the class token."""
+        return self.has_class_token + self.registers
 
     def identity(self) -> dict[str, Any]:
         """Returns the options that decide what the weights mean."""
@@ -200,7 +209,7 @@ class ImageOptions(Options):
 class TextOptions(Options):
     """Options of the text tower: `config.model.text`."""
 
-    added = ("proj", "activation", "eps", "branch_norms", "pad_id", "proj_hidden")
+    added = ("proj", "activation", "eps", "branch_norms", "pad_id", "proj_hidden", "qk_norm")
 
     context_length: int = option(77, "number of tokens per text, including special tokens and padding", least=3)
     vocab_size: int = option(0, "number of rows of the token embedding; 0: vocabulary size of the tokenizer", least=0)
@@ -225,6 +234,7 @@ class TextOptions(Options):
         "embeddings, and none after the blocks",
         choices=BRANCH_NORMS,
     )
+    qk_norm: bool = option(False, "whether queries and keys of each head have layer norms (arXiv 2302.05442)")
     pad_id: int = option(-1, "id of the padding, which is not attended to; -1: all tokens are attended to", least=-1)
     proj_hidden: int = option(
         0, "width of a hidden layer with GELU, without bias, in the final projection; 0: it is linear", least=0

@@ -58,7 +58,7 @@ class TextTower(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", None, None))
         attributes = {"mlp_ratio": text.mlp_ratio, "activation": activation, "eps": eps}
         attributes |= {"dropout": self.dropout, "causal": text.causal, "branch_norms": text.branch_norms}
-        attributes |= self.compute.transformer
+        attributes |= {"qk_norm": text.qk_norm, **self.compute.transformer}
         x = Transformer(text.width, text.depth, text.heads, **attributes, name="transformer")(x, (), deterministic, mask)
         if text.pool in ("last", "cls"):
             pooled = x[:, -1]

@@ -52,6 +52,7 @@ def describe(checkpoint: Checkpoint, module: model_lib.CLIP) -> dict[str, str]:
         more += ", any aspect ratio" * image.native
         more += "" if image.learned_positions else ", no learned positions"
         more += "" if image.key_bias else ", keys without bias"
+        more += ", norms of queries and keys" * image.qk_norm + f", {image.registers} registers" * bool(image.registers)
         tower = f"ViT, {blocks}, patches of {image.patch} px{more}"
         pooling = {"cls": "class token", "mean": "mean", "map": "attention (MAP)", "query": "attention (CoCa)"}[image.pool]
     text_pool = {

@@ -132,15 +132,17 @@ class VisionTower(nn.Module):
         attributes = {"mlp_ratio": image.mlp_ratio, "activation": self.options.activation, "eps": self.options.eps}
         attributes |= {"dropout": self.dropout, "attention_index": attention_index, **self.compute.transformer}
         attributes |= {"gated": image.gated, "branch_norms": image.branch_norms, "key_bias": image.key_bias}
+        attributes |= {"qk_norm": image.qk_norm}
         transformer = Transformer(image.width, image.depth, image.heads, **attributes, name="transformer")
         block_mask = None if mask is None else mask[:, None, None]
-        x = self._pool(transformer(x, attentions, deterministic, block_mask, rotation=rotation), each_patch, mask)
+        x = transformer(x, attentions, deterministic, block_mask, rotation=rotation)
+        x = self._pool(x[:, image.registers :], each_patch, mask)
         if not image.proj:
             return x
         return project(x, self.options.embed_dim, dtype, hidden=image.proj_hidden, bias=image.proj_bias)
 
     def _embed_patches(self, x, deterministic: bool):
-        """Embeds patches and adds position embeddings: [batch, tokens, width]. The class token, if any, comes first.
+        """Embeds patches and adds position embeddings: [batch, tokens, width]. Registers and a class token come first.
 
         Returns the tokens and the indices of the patches [batch or 1, patches].
         """
@@ -169,8 +171,10 @@ class VisionTower(nn.Module):
         if image.has_class_token:
             token = self.param("cls", with_axis_names(nn.initializers.normal(std), "embed"), (image.width,))
             token = token + positions[0] if image.learned_positions else token
-            token = jnp.broadcast_to(token, (x.shape[0], 1, image.width)).astype(dtype)
-            x = jnp.concatenate([token, x], axis=1)
+            x = _prepend(token[None], x)
+        if image.registers:
+            init = with_axis_names(nn.initializers.normal(std), "length", "embed")
+            x = _prepend(self.param("registers", init, (image.registers, image.width)), x)
         return x, patches
 
     def _embed_native(self, images):
@@ -195,11 +199,11 @@ class VisionTower(nn.Module):
         return add_parameter(x, positions), places[None] < jnp.prod(grid, axis=1, keepdims=True)
 
     def _angles(self, patches: Int[Array, "#batch patches"]) -> Float[Array, "#batch tokens pairs"]:
-        """Returns the angles of rotary embeddings of patches. A class token is not turned."""
+        """Returns the angles of rotary embeddings of patches. The tokens before them are not turned."""
         image, side = self.options.image, self.options.image.size // self.options.image.patch
         options = {"columns_first": image.rope == "columns_first", "offset": image.rope_offset}
         table = grid_angles((side, side), image.width // image.heads, stretch=(image.rope_grid or side) / side, **options)
-        return jnp.pad(jnp.asarray(table)[patches], ((0, 0), (int(image.has_class_token), 0), (0, 0)))
+        return jnp.pad(jnp.asarray(table)[patches], ((0, 0), (image.num_prefix, 0), (0, 0)))
 
     def _pool(self, x, each_patch: bool, mask):
         image, eps, dtype = self.options.image, self.options.eps, self.compute.array_dtype
@@ -225,6 +229,11 @@ class VisionTower(nn.Module):
             mlp_dim = round((image.pool_mlp_ratio or image.mlp_ratio) * image.width)
             pooled = MapHead(image.width, heads, mlp_dim, self.options.activation, eps, dtype, name="head")(norm(x), mask)
         return pooled.reshape(-1, num_patches, pooled.shape[-1]) if each_patch else pooled
+
+
+def _prepend(tokens, x):
+    """Puts the same tokens [n, width] before those of each image."""
+    return jnp.concatenate([jnp.broadcast_to(tokens, (len(x), *tokens.shape)).astype(x.dtype), x], axis=1)
 
 
 def sample_patches(shape: tuple[int, int], rate: float, key) -> Int[Array, "batch kept"]:

@@ -299,6 +299,7 @@ class SelfAttention(nn.Module):
       bias: whether both products have biases.
       key_bias: whether keys have a bias; otherwise queries and values have the parameter `qv_bias` [2, heads, head_dim].
       norm_eps: epsilon of a layer norm before the output projection (arXiv 2210.06423); None: there is no such norm.
+      qk_norm_eps: epsilon of layer norms of the queries and keys of each head (arXiv 2302.05442); None: there are none.
       kv_heads: number of heads of keys and values; 0: `heads`.
     """
 
@@ -312,6 +313,7 @@ class SelfAttention(nn.Module):
     bias: bool = True
     key_bias: bool = True
     norm_eps: float | None = None
+    qk_norm_eps: float | None = None
     kv_heads: int = 0
 
     def setup(self):
@@ -329,6 +331,8 @@ class SelfAttention(nn.Module):
             self.qv_bias = self.param("qv_bias", init, (2, self.heads, head_dim))
         if self.norm_eps is not None:
             self.norm = layer_norm(self.norm_eps, self.dtype, None)
+        if self.qk_norm_eps is not None:
+            self.q_norm, self.k_norm = (layer_norm(self.qk_norm_eps, self.dtype, None) for _ in "qk")
         axes = ("heads", "head_dim", "embed")
         self.out = Dense((self.width,), axes, self.out_std, self.dtype, inputs=2, **options)
 
@@ -391,6 +395,8 @@ class SelfAttention(nn.Module):
     def _project(self, x, batch: int, rotation=None):
         """Computes queries, keys and values [B, T, N, H]."""
         q, k, v = self._multiply(x, batch)
+        if self.qk_norm_eps is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if rotation is None else (rotate(q, rotation), rotate(k, rotation), v)
 
     def _multiply(self, x, batch: int):

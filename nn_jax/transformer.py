@@ -70,6 +70,7 @@ class Block(nn.Module):
     gated: bool = False
     bias: bool = True
     key_bias: bool = True
+    qk_norm: bool = False
     cross: bool = False
     norm: str = "layer"
     kv_heads: int = 0
@@ -80,6 +81,7 @@ class Block(nn.Module):
         self.norm1 = self._norm()
         sizes = self.width, self.heads, self.std, self.out_std
         inner = {"key_bias": self.key_bias, "norm_eps": self.eps if self.branch_norms == "inner" else None}
+        inner["qk_norm_eps"] = self.eps if self.qk_norm else None
         self.attention = SelfAttention(*sizes, self.causal, kv_heads=self.kv_heads, **options, **inner)
         if self.cross:
             self.cross_norm = self._norm()
@@ -224,6 +226,7 @@ class Transformer(nn.Module):
       gated: whether the MLP is gated, activation(x W) * (x V) (arXiv 2002.05202).
       bias: whether products have biases.
       key_bias: whether keys have a bias, if products have biases.
+      qk_norm: whether queries and keys of each head are normalised, before rotary positions (arXiv 2302.05442).
       cross: whether blocks attend to a context, after self-attention.
       norm: key of `nn_jax.layers.NORMS`, the type of all norms.
       kv_heads: number of heads of keys and values in self-attention; 0: `heads`. See `SelfAttention`.
@@ -246,6 +249,7 @@ class Transformer(nn.Module):
     gated: bool = False
     bias: bool = True
     key_bias: bool = True
+    qk_norm: bool = False
     cross: bool = False
     norm: str = "layer"
     kv_heads: int = 0
@@ -275,6 +279,7 @@ class Transformer(nn.Module):
             "gated": self.gated,
             "bias": self.bias,
             "key_bias": self.key_bias,
+            "qk_norm": self.qk_norm,
             "cross": self.cross,
             "norm": self.norm,
             "kv_heads": self.kv_heads,

@@ -16,7 +16,7 @@ from train_jax.sharding import kernel_axes, path_name
 FROZEN = "frozen"
 SCHEDULES = ("cosine", "linear", "rsqrt", "constant", "wsd")
 # Names of a transformer's siblings that come before it: embeddings, and what is applied to them.
-_INPUTS = ("tokens", "positions", "cls", "stem", "norm_pre", "codes", "code_norm", "start")
+_INPUTS = ("tokens", "positions", "cls", "registers", "stem", "norm_pre", "codes", "code_norm", "start")
 _CONDITION = ("condition", "condition_norm")  # of those, what an encoder reads if there is one
 
 

@@ -22,11 +22,11 @@ _TEXT = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "l
 _LAYERS = ("act_kwargs", "norm_kwargs")
 _SUPPORTED_IMAGE = {  # files hold the positions of both types
     "pool_type": ("tok", "avg"), "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": (True,),
-    "final_ln_after_pool": (True,), "attentional_pool": (True,),
+    "final_ln_after_pool": (True,), "attentional_pool": (True,), "qk_norm": (True,), "block_type": ("custom",),
 }  # fmt: skip
 _SUPPORTED_TEXT = {
     "pool_type": ("argmax", "eos", "last"), "proj_type": ("linear", "none"), "text_arch": ("clip",),
-    "no_causal_mask": (True,), "proj_bias": (True,), "embed_cls": (True,),
+    "no_causal_mask": (True,), "proj_bias": (True,), "embed_cls": (True,), "qk_norm": (True,), "block_type": ("custom",),
 }  # fmt: skip
 _POOLS = {"tok": "cls", "avg": "mean"}
 # Options that do not change the features: options of training, of other modules, and of unsupported towers.
@@ -165,6 +165,7 @@ def _convert_image(config: Mapping, image: Mapping, file: Path) -> dict:
     options = {"pool": pool, "class_token": True} if pool != "cls" else {}
     options |= {"pre_norm": False} if image.get("no_ln_pre") else {}
     options |= {"norm_after_pool": True} if image.get("final_ln_after_pool") and pool != "cls" else {}
+    options |= {"qk_norm": True} if image.get("qk_norm") else {}
     if image.get("attentional_pool"):
         if image["width"] == config["embed_dim"] or options.get("norm_after_pool") or pool != "cls":
             raise LoadError(f"{where}.attentional_pool with a width of embed_dim or another pool_type is not supported")
@@ -193,6 +194,7 @@ def _convert_text(config: Mapping, text: Mapping, file: Path) -> dict:
         "mlp_ratio": text["mlp_ratio"],
         "pool": "cls" if text.get("embed_cls") else text.get("pool_type", "argmax"),
         **({"causal": False} if text.get("no_causal_mask") else {}),
+        **({"qk_norm": True} if text.get("qk_norm") else {}),
         **({"proj": False} if text.get("proj_type") == "none" else {"proj_bias": True} if text.get("proj_bias") else {}),
         **_convert_layers(config, text, f"{file}: text_cfg"),
     }

@@ -91,6 +91,9 @@ def _block_entries(ours: str, theirs: str, tower: Mapping) -> Iterator[Entry]:
         mine, block = f"{ours}/block_{index}", f"{theirs}.resblocks.{index}"
         yield from norm_entries(f"{mine}/norm1", f"{block}.ln_1")
         yield from attention_entries(f"{mine}/attention", f"{block}.attn", tower["heads"])
+        if tower.get("qk_norm"):
+            for name in "qk":
+                yield from norm_entries(f"{mine}/attention/{name}_norm", f"{block}.attn.ln_{name}")
         yield from norm_entries(f"{mine}/norm2", f"{block}.ln_2")
         yield from linear_entries(f"{mine}/mlp_in", f"{block}.mlp.c_fc")
         yield from linear_entries(f"{mine}/mlp_out", f"{block}.mlp.c_proj")

@@ -29,8 +29,9 @@ _THEIR_ACTIVATIONS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.item
 _VIT = {
     "stem": "patch", "rope": "none", "gated": False, "branch_norms": "none", "key_bias": True, "class_token": False,
     "norm_after_pool": False, "proj_bias": False, "proj_hidden": 0, "learned_positions": True, "native": False,
+    "qk_norm": False, "registers": 0,
 }  # fmt: skip
-_TEXT = {"proj": True, "branch_norms": "none", "pad_id": -1, "proj_hidden": 0}
+_TEXT = {"proj": True, "branch_norms": "none", "pad_id": -1, "proj_hidden": 0, "qk_norm": False}
 _CLIP = {
     "image": _VIT | {"stem_bias": False, "pool": "cls", "pre_norm": True, "proj": True},
     "text": _TEXT | {"causal": True, "proj_bias": False},

@@ -21,7 +21,7 @@ from train_jax.weights.layout import STATS, flatten, to_peer
 _VIT = {
     "stem": ("patch",), "stem_bias": (False,), "learned_positions": (True,), "pool": ("cls", "mean"), "rope": ("none",),
     "gated": (False,), "branch_norms": ("none",), "key_bias": (True,), "has_class_token": (True,), "proj": (True,),
-    "proj_bias": (False,), "proj_hidden": (0,), "drop_margin": (False,), "native": (False,),
+    "proj_bias": (False,), "proj_hidden": (0,), "drop_margin": (False,), "native": (False,), "registers": (0,),
 }  # fmt: skip
 _TEXT = {"pool": ("argmax", "eos", "last"), "branch_norms": ("none",), "pad_id": (-1,), "proj_hidden": (0,)}
 _TOWERS = {"vit": _VIT, "resnet": {}}
@@ -125,6 +125,7 @@ def _make_image_config(options: CLIPOptions) -> dict:
         **({} if image.pool == "cls" else {"pool_type": "avg"}),
         **({} if image.pre_norm else {"no_ln_pre": True}),
         **({"final_ln_after_pool": True} if image.norm_after_pool else {}),
+        **({"qk_norm": True} if image.qk_norm else {}),
         **_make_layer_config(options.activation, options.eps),
     }
 
@@ -140,6 +141,7 @@ def _make_text_config(options: CLIPOptions) -> dict:
         "mlp_ratio": text.mlp_ratio,
         "pool_type": text.pool,
         **({} if text.causal else {"no_causal_mask": True}),
+        **({"qk_norm": True} if text.qk_norm else {}),
         **({"proj_bias": True} if text.proj_bias else {} if text.proj else {"proj_type": "none"}),
         **_make_layer_config(text.activation or options.activation, text.eps or options.eps),
     }

@@ -436,6 +436,22 @@ def test_the_mean_may_leave_out_a_class_token_and_precede_the_norm(random_params
     assert patches.shape == (2, 16, 12)
 
 
+@pytest.mark.parametrize("rope", ["none", "rows_first"])
+def test_a_register_is_a_class_token_without_position_that_is_not_pooled(random_params, rope):
+    image = SMALL["image"] | {"pool": "mean", "rope": rope, "qk_norm": True}
+    module, twin = build(image=image | {"registers": 1}), build(image=image | {"class_token": True})
+    params, images = random_params(module), inputs()[0]
+    vision = {name: x for name, x in params["vision"].items() if name != "registers"}
+    vision |= {"cls": params["vision"]["registers"][0], "positions": jnp.pad(vision["positions"], ((1, 0), (0, 0)))}
+    expected = encode(twin, params | {"vision": vision}, "encode_image", images)
+    np.testing.assert_allclose(encode(module, params, "encode_image", images), expected, atol=1e-6)
+    mapped = build(image=image | {"pool": "map", "registers": 2})  # attention pooling reads all other tokens
+    params = random_params(mapped)
+    assert encode(mapped, params, "encode_patches", images).shape == (2, 16, 12)
+    grads = jax.jit(jax.grad(lambda p: mapped.apply({"params": p}, *inputs())[0][:, 0].sum()))(params)["vision"]
+    assert np.abs(grads["registers"]).min() > 0
+
+
 ROPE = SMALL["image"] | {"heads": 2, "pool": "mean", "class_token": True, "rope": "rows_first", "rope_grid": 3}
 
 

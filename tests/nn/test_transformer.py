@@ -56,6 +56,8 @@ def twin_attention(x, p, causal, visible=None, eps=1e-5):
         for head in range(HEADS):
             kernel, bias = p["qkv"]["kernel"], p["qkv"].get("bias", np.zeros((3, HEADS, 1)))
             q, k, v = (x[row] @ kernel[:, part, head] + bias[part, head] for part in range(3))
+            if "q_norm" in p:
+                q, k = twin_norm(q, p["q_norm"], eps), twin_norm(k, p["k_norm"], eps)
             for place in range(x.shape[1]):
                 seen = np.arange(place + 1 if causal else x.shape[1])
                 seen = seen if visible is None else seen[visible[row, seen]]
@@ -98,9 +100,10 @@ def test_blocks_equal_their_twin(x, params, causal):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_keys_without_bias_equal_their_twin(x, scan):
-    module, draw = make(scan=scan, key_bias=False), np.random.default_rng(1)
-    shapes = nn.unbox(jax.eval_shape(make(key_bias=False).init, jax.random.key(0), x))["params"]
+@pytest.mark.parametrize("options", [{"key_bias": False}, {"qk_norm": True}], ids=lambda x: next(iter(x)))
+def test_keys_without_bias_and_normalised_ones_equal_their_twin(x, scan, options):
+    module, draw = make(scan=scan, **options), np.random.default_rng(1)
+    shapes = nn.unbox(jax.eval_shape(make(**options).init, jax.random.key(0), x))["params"]
     params = jax.tree.map(lambda p: 0.4 * draw.standard_normal(p.shape).astype(np.float32), shapes)
     actual = apply(module, {"params": stacked(params) if scan else params}, x)
     np.testing.assert_allclose(actual, twin(x, params), atol=1e-5)

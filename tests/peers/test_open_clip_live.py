@@ -37,11 +37,13 @@ UNSUPPORTED = re.compile(
     r"coca_roberta|mt5|nllb|swin|vit_(medium|relpos)|ViT-M-16-alt"
 )
 TANH = {"act_kwargs": {"approximate": "tanh"}}
+VIT, QK_NORM = make_clip.VIT, {"qk_norm": True}
 MODELS = {
     "siglip": lambda name: make_clip.open_clip_siglip(name, "vit_large_patch16_siglip_256", 21),
     "siglip2-so400m": lambda name: make_clip.open_clip_siglip(name, "vit_so400m_patch16_siglip_256", 22, **TANH),
     "metaclip2": lambda name: make_clip.open_clip_metaclip2(name, 23),
     "clipa": lambda name: make_clip.open_clip_clipa(name, 24),
+    "qk-norm": lambda name: make_clip.open_clip_directory(name, VIT | QK_NORM, 49, text=QK_NORM),
     "coca": lambda name: make_clip.open_clip_coca(name, 26),
     "pe": lambda name: make_clip.open_clip_trunk(name, "vit_pe_core_large_patch14_336", "map", 27),
     "pe-gigantic": lambda name: make_clip.open_clip_trunk(name, "vit_pe_core_gigantic_patch14_448", "map", 28),
