@@ -84,6 +84,10 @@ class Format:
 FORMATS = (
     Format("clip/hf-clip", "transformers' CLIP"),
     Format("clip/hf-clip-legacy", "the same with `eos_token_id` 2", "hf:openai/clip-vit-base-patch32", "MIT"),
+    Format(
+        "clip/hf-halves", "both halves of transformers' CLIP, in a pipeline of diffusers",
+        "hf:kakaobrain/karlo-v1-alpha-image-variations", "CreativeML Open RAIL-M",
+    ),
     Format("clip/hf-metaclip2", "transformers' MetaCLIP 2", "hf:facebook/metaclip-2-worldwide-huge-quickgelu"),
     Format("clip/hf-chinese-clip", "transformers' Chinese-CLIP", "hf:OFA-Sys/chinese-clip-vit-base-patch16"),
     Format("clip/hf-siglip", "transformers' SigLIP", "hf:google/siglip-base-patch16-224", "Apache-2.0"),

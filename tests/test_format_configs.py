@@ -34,7 +34,7 @@ def config_files(row: Format) -> list[Path]:
 ROWS = {row.golden: row for row in formats.FORMATS if config_files(row)}
 # Golden, file and key, as `golden:file:key`, of what does not change the computation, and why.
 IRRELEVANT = {
-    r"(clip.*:preprocessor_config|unclip.*:[\w/]+)\.json:":
+    r"(clip.*preprocessor_config|unclip.*:(?!text_encoder)[\w/]+)\.json:":
         "image processors, and diffusers' classes of the parts of an unCLIP, which list all that they know",
     r".*\.yaml:(|model|model\.(params|init_args))": "options of training, which differ between taming's derivatives",
     r"vqgan/(gumbel/stage2|taming-maps).*:model\.params\.(first_stage_config|transformer_config|cond_stage_config)":
@@ -53,7 +53,7 @@ IRRELEVANT = {
         "of training",
     r"clip.*:config\.json:(text|vision)_config\.(projection_dim|bos_token_id|eos_token_id|pad_token_id)":
         "the model's projection_dim counts, and the tokenizer's files tell its tokens",
-    r"clip.*:preprocessor_config\.json:do_convert_rgb": "images are always converted",
+    r"clip.*preprocessor_config\.json:do_convert_rgb": "images are always converted",
     r"clip/hf-chinese-clip:preprocessor_config\.json:(do_center_crop|crop_size(\.\w+)?)": "a crop of a square's size",
     r"clip/hf-chinese-clip:config\.json:text_config\.(type_vocab_size|use_cache)":
         "all tokens are of the first type; a cache is of decoders",
@@ -75,7 +75,7 @@ IRRELEVANT = {
     r"dalle/rudalle.*:config\.json:model_params\.cogview_pb_relax": "the range of scores in 16 bits",
     r"dalle/llamagen-t2i:config\.json:num_classes": "of the models of classes",
     r"unclip/karlo:model_index\.json:\w+\.\d": "the folders' own configurations tell their classes",
-    r"unclip/karlo:text_encoder/config\.json:(bos|pad)_token_id": "the tokenizer's files tell its tokens",
+    r".*:text_encoder/config\.json:(bos|pad)_token_id": "the tokenizer's files tell its tokens",
     r"unclip/karlo:super_res_last/config\.json:sample_size": "the size of the first network is that of both",
     r"unclip/karlo:(decoder|super_res_\w+)/config\.json:(downsample_\w+|upsample_type|num_train_timesteps|upcast_attention|"
     r"addition_\w+|use_linear_projection|\w*transformer_layers_per_block|projection_class\w+|attn_norm\w+)":

@@ -10,6 +10,7 @@ from pathlib import Path
 import clip_jax.known_models  # noqa: F401, registers the short names
 from clip_jax.pretrained import (
     big_vision,
+    halves,
     hugging_face,
     image_processor,
     open_clip,
@@ -34,7 +35,8 @@ _HUB_FALLBACK = ("pytorch_model*.bin", "open_clip_pytorch_model.bin")
 _FORMATS = (
     "load opens run directories of train-jax (config.json with a task, tokenizer.json, preprocess.json, artifacts.json, "
     "checkpoints/), Hugging Face directories of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP and SigLIP 2 (config.json with a "
-    f"model_type), open_clip directories ({open_clip.CONFIG}), weight files inside either directory, .pt files of OpenAI "
+    f"model_type), open_clip directories ({open_clip.CONFIG}), folders of both halves of a CLIP (text_encoder/, "
+    "tokenizer/, image_encoder/, feature_extractor/), weight files inside either directory, .pt files of OpenAI "
     "and Long-CLIP, .npz files of big_vision, .safetensors files of clip_jax.save, hf:org/name, and short names "
     "(clip-jax models)"
 )
@@ -70,7 +72,7 @@ def _open_directory(path: Path, step: int | None) -> Checkpoint | None:
     # Many directories have both configurations. Without weights for transformers, the directory is open_clip's.
     has_both = (path / open_clip.CONFIG).is_file()
     hf_checkpoint = None if has_both and not hugging_face.find_weight_files(path) else hugging_face.open_directory(path)
-    checkpoint = hf_checkpoint or open_clip.open_directory(path)
+    checkpoint = hf_checkpoint or open_clip.open_directory(path) or halves.open_directory(path)
     if has_both and checkpoint is not None:
         _warn_if_preprocessing_differs(path, checkpoint)
     return checkpoint

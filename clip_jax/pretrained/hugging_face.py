@@ -54,14 +54,16 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         return None
     kind = config.get("model_type")
     if kind in _HALVES:
-        raise LoadError(f"{file}: model_type {kind!r} is half a CLIP, without {_HALVES[kind]} tower; load the whole model")
+        raise LoadError(
+            f"{file}: model_type {kind!r} is half a CLIP, without {_HALVES[kind]} tower; load the whole model, or "
+            "a folder of both halves (text_encoder/, tokenizer/, image_encoder/, feature_extractor/)"
+        )
     if kind not in KINDS or "vision_config" not in config or "text_config" not in config:
         raise LoadError(f"{file}: model_type {kind!r} is no complete model of these: {', '.join(KINDS)}")
     config |= {name: _read_section(config, name, file) for name in ("text_config", "vision_config")}
-    for section, known in (("", _TOP), ("text_config", _TEXT), ("vision_config", _VISION)):
-        if unknown := find_unknown(config[section] if section else config, known):
-            where = f"{file}: {section}" if section else str(file)
-            raise LoadError(f"{where} has {', '.join(unknown)}; what is understood: {', '.join(sorted(known))}")
+    for part in ("", "text", "vision"):
+        section = f"{part}_config"
+        check_known(config[section] if part else config, part, f"{file}: {section}" if part else file)
     is_siglip, is_chinese = kind in ("siglip", "siglip2"), kind == "chinese_clip"
     model = convert_siglip_options(config, file) if is_siglip else convert_clip_options(config, file)
     table = list_siglip_entries if is_siglip else list_chinese_clip_entries if is_chinese else list_clip_entries
@@ -85,6 +87,13 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
         read=lambda: (from_peer(tensors, table(model), source, IGNORED), source),
         files=f"{files[0].name}, config.json, {next(name for name in FILES if (path / name).is_file())}",
     )
+
+
+def check_known(config: Mapping, part: str, where: str | Path) -> None:
+    """Raises LoadError for options that a model (`part` "") or a tower ("text", "vision") of transformers has not."""
+    known = {"": _TOP, "text": _TEXT, "vision": _VISION}[part]
+    if unknown := find_unknown(config, known):
+        raise LoadError(f"{where} has {', '.join(unknown)}; what is understood: {', '.join(sorted(known))}")
 
 
 def find_weight_files(path: Path) -> list[Path]:

@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.options import CLIPOptions
-from clip_jax.pretrained import hugging_face
+from clip_jax.pretrained import halves, hugging_face
 from clip_jax.pretrained.checkpoint import Checkpoint
-from clip_jax.pretrained.json_files import read_json
 from clip_jax.text import TextTower
 from train_jax.compute import TransformerCompute
 from train_jax.data.text import AnyTokenizer
 from train_jax.errors import ConfigError, LoadError
 from train_jax.weights.layout import from_peer
-from train_jax.weights.tensors import open_tensors
 
 _PREFIX = "text/"  # of the tower's parameters in those of a CLIP
 
@@ -59,26 +57,16 @@ def open_directory(path: Path, tokenizer: Path) -> TextCheckpoint:
 
     Raises LoadError for other models, and if weights or tokenizer are missing or do not fit.
     """
-    file = path / "config.json"
-    config = read_json(file)
-    kind, classes = config.get("model_type"), config.get("architectures")
-    if kind != "clip_text_model" or classes != ["CLIPTextModelWithProjection"]:
-        raise LoadError(
-            f"{file}: model_type {kind!r}, architectures {classes!r}; a text tower is a 'clip_text_model' of the class "
-            "CLIPTextModelWithProjection"
-        )
+    file, config = path / "config.json", halves.read_config(path, "text")
     try:
         model = hugging_face.convert_text_model_options(config, file)
         options = CLIPOptions.parse(model, "model")
     except (ConfigError, TypeError, ValueError, ZeroDivisionError) as error:
         raise LoadError(f"{file}: invalid configuration ({error})") from error
-    files = hugging_face.find_weight_files(path)
-    if not files:
-        raise LoadError(f"{path} holds no weights")
+    tensors = halves.open_weights(path)
     table = hugging_face.list_clip_text_entries(model)
 
     def read() -> dict[str, np.ndarray]:
-        tensors = {name: x for part in files for name, x in open_tensors(part).items()}
         arrays = from_peer(tensors, table, str(path), hugging_face.IGNORED)
         return {name.removeprefix(_PREFIX): x for name, x in arrays.items()}
 

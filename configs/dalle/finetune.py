@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict({"source": "webdataset:photos", "split": "train[2%:]", "batch_size": 64})
     c.dropout = 0.0
     c.condition_dropout = 0.1
-    c.optim = ConfigDict({"name": "adamw", "lr": 1e-5, "schedule": "cosine", "warmup_steps": 500})
+    c.optim = ConfigDict({"name": "adamw", "lr": 1e-5, "schedule": "wsd", "warmup_steps": 500})
     c.ema = ConfigDict({"decay": 0.999})
     c.checkpoint = ConfigDict({"every": 1000})
     c.evals = ConfigDict()

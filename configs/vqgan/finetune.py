@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict({"source": "folder:photos", "split": "train[10%:]", "batch_size": 32})
     c.perceptual = ConfigDict({"type": "lpips", "path": "taming.ckpt"})
     c.augment = ConfigDict({"scale": (0.8, 1.0), "flip": True})
-    c.optim = ConfigDict({"name": "adam", "lr": 4.5e-6 * 32, "schedule": "constant", "warmup_steps": 500, "clip": 0.0})
+    c.optim = ConfigDict({"name": "adam", "lr": 4.5e-6 * 32, "schedule": "wsd", "warmup_steps": 500, "clip": 0.0})
     c.optim.args = ConfigDict({"b1": 0.5, "b2": 0.9})
     c.ema = ConfigDict({"decay": 0.999, "players": ("generator",)})
     c.checkpoint = ConfigDict({"every": 1000})

@@ -48,6 +48,7 @@ def tokenizer_files(folder: Path) -> int:
 
 
 def clip_tokenizer(folder: Path) -> transformers.CLIPTokenizerFast:
+    folder.mkdir(exist_ok=True)
     tokenizer_files(folder)
     options = {"pad_token": "<|endoftext|>", "model_max_length": LENGTH}
     tokenizer = transformers.CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), **options)
@@ -127,6 +128,27 @@ def hf_clip(name: str, eos_token_id: int | None, activation: str, seed: int) -> 
     batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
     out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], pixel_values=pixels)
     expected(folder, batch["input_ids"], out.image_embeds, out.text_embeds, out.logits_per_image)
+
+
+def hf_halves(name: str, seed: int) -> None:
+    """Both halves of a CLIP in folders of their own, as in pipelines of diffusers."""
+    folder = new_folder(name)
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    shared = TOWER | {"hidden_act": "quick_gelu", "projection_dim": 20}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": LENGTH, "eos_token_id": 2, "bos_token_id": 0}
+    text = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**shared, **sizes)).eval()
+    sizes = {"image_size": 24, "patch_size": 8}
+    image = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**shared, **sizes)).eval()
+    for index, (model, part) in enumerate(((text, "text_encoder"), (image, "image_encoder"))):
+        randomise(model, seed + index)
+        model.save_pretrained(folder / part)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    processor.save_pretrained(folder / "feature_extractor")
+    pixels = processor(pictures(folder), return_tensors="pt")["pixel_values"]
+    batch = tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    features = image(pixels).image_embeds, text(**batch).text_embeds
+    units = [torch.nn.functional.normalize(x, dim=-1) for x in features]
+    expected(folder, batch["input_ids"], *features, 100 * units[0] @ units[1].T)
 
 
 def hf_chinese_clip(name: str, seed: int) -> None:
@@ -664,6 +686,7 @@ def main() -> None:
     image_processors()
     hf_clip("hf-clip", None, "quick_gelu", 1)
     hf_clip("hf-clip-legacy", 2, "gelu", 2)
+    hf_halves("hf-halves", 50)
     hf_metaclip2("hf-metaclip2", 4)
     hf_chinese_clip("hf-chinese-clip", 41)
     big_vision("big-vision", *hf_siglip("hf-siglip", 3))
