@@ -33,20 +33,31 @@ def freeze_kernels(optim: ConfigDict) -> ConfigDict:
     return optim
 
 
-def add_adapters(params: Mapping, adapters: Sequence[tuple[str, int, float]], rng: jax.Array) -> dict:
+def kernel_path(name: str) -> str:
+    """Returns the path that a parameter of an adapter has below its kernel's, and other paths unchanged."""
+    return name.replace(f"/{ADAPTERS}/", "/", 1)
+
+
+def add_adapters(
+    params: Mapping, adapters: Sequence[tuple[str, int, float]], freeze: Sequence[str], rng: jax.Array
+) -> dict:
     """Adds the subtrees of adapters to boxed parameters: `a` normally distributed, `b` zero.
 
     Args:
       params: parameters by player, with their logical axes.
       adapters: `(pattern, rank, alpha)`: a regular expression for kernels, the rank of their adapters, and the factor of
         the product times the rank. The first match counts.
+      freeze: regular expressions of parameters that have no adapters.
 
     Shapes are those of the kernel and the rank, with outputs of size 1 in `a`, and inputs of size 1 in `b`. So a stack of
-    layers has an adapter for each, and query, key and value theirs. Raises ConfigError for a pattern that matches no kernel.
+    layers has an adapter for each, and query, key and value theirs. Raises ConfigError for a pattern that matches no kernel
+    that is not frozen.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
     boxes = {path_name(path): x for path, x in leaves if is_box(x)}
     kernels = {name: x for name, x in boxes.items() if name.endswith("/kernel") and kernel_axes(x.names) is not None}
+    frozen = {name for name in kernels if any(re.search(pattern, name) for pattern in freeze)}
+    kernels = {name: x for name, x in kernels.items() if name not in frozen}
     added = {player: {} for player in params}
     matched = set()
     for name, kernel in kernels.items():
@@ -58,6 +69,11 @@ def add_adapters(params: Mapping, adapters: Sequence[tuple[str, int, float]], rn
             matched.add(index)
     for index, (pattern, *_) in enumerate(adapters):
         if index not in matched:
+            if any(re.search(pattern, name) for name in frozen):
+                raise ConfigError(
+                    f"config.optim.lora: {pattern!r} matches kernels that config.optim.freeze = {tuple(freeze)} freezes. Set "
+                    "config.optim.freeze = (): with adapters all other parameters are frozen anyway"
+                )
             some = ", ".join(sorted(kernels)[:8])
             raise ConfigError(f"config.optim.lora: {pattern!r} is the first match of no kernel; they are named {some}, …")
     return {

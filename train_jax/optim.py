@@ -11,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from train_jax.errors import ConfigError
+from train_jax.lora import kernel_path
 from train_jax.sharding import kernel_axes, path_name
 
 FROZEN = "frozen"
@@ -66,7 +67,7 @@ def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | N
         name = path_name(path)
         if matches(optim.freeze, name):
             return FROZEN
-        factor = next((factor for pattern, factor in optim.lr_scale if re.search(pattern, name)), 1.0)
+        factor = next((factor for pattern, factor in optim.lr_scale if re.search(pattern, kernel_path(name))), 1.0)
         return _group_name(name.split("/")[0], not matches(optim.no_decay, name), factor)
 
     def group_for_clipping(path, _):
@@ -87,13 +88,15 @@ def layer_scales(decay: float, params, axes: Mapping[str, tuple[str | None, ...]
     Block i of a transformer of n blocks has the factor `decay ** (n - i)`, the embeddings before it `decay ** (n + 1)`, and
     everything else 1. The blocks of an encoder of m blocks precede those of the transformer that attends to it: its block i
     has `decay ** (n + m - i)`, its input `decay ** (n + m + 1)`, the norm of its output `decay ** n`.
-    Factors of stacked blocks have an axis of layers and broadcast to the parameters.
+    Factors of stacked blocks have an axis of layers and broadcast to the parameters. Adapters have those of their kernels.
     Raises ConfigError if there is no transformer.
     """
     shapes = {name: x.shape for name, x in by_path(params).items()}
     depths: dict[str, dict[str, int]] = {}  # path of a module -> its transformer and its encoder -> number of blocks
+    kernels = {name: kernel_path(name) for name in shapes}
     for name in shapes:
-        if match := re.search(r"^(.*?)/(transformer|encoder)/(?:blocks|block_(\d+))/", name):
+        match = re.search(r"^(.*?)/(transformer|encoder)/(?:blocks|block_(\d+))/", name)
+        if match and kernels[name] == name:
             index = shapes[name][axes[name].index("layers")] - 1 if match[3] is None else int(match[3])
             stacks = depths.setdefault(match[1], {})
             stacks[match[2]] = max(stacks.get(match[2], 0), index + 1)
@@ -102,9 +105,9 @@ def layer_scales(decay: float, params, axes: Mapping[str, tuple[str | None, ...]
     scales = dict.fromkeys(shapes, jnp.ones(()))
     for name, shape in shapes.items():
         for module, stacks in depths.items():
-            if not name.startswith(f"{module}/"):
+            if not kernels[name].startswith(f"{module}/"):
                 continue
-            first, _, rest = name.removeprefix(f"{module}/").partition("/")
+            first, _, rest = kernels[name].removeprefix(f"{module}/").partition("/")
             depth = stacks.get("transformer", 0)
             total = depth + stacks.get("encoder", 0)
             before = {"encoder_norm": depth, **dict.fromkeys(_INPUTS, depth + 1), **dict.fromkeys(_CONDITION, total + 1)}
@@ -113,7 +116,7 @@ def layer_scales(decay: float, params, axes: Mapping[str, tuple[str | None, ...]
                 scales[name] = jnp.asarray(decay ** before[first])
             elif end and (match := re.match(r"block_(\d+)/", rest)):
                 scales[name] = jnp.asarray(decay ** (end - int(match[1])))
-            elif end and rest.startswith("blocks/"):
+            elif end and rest.startswith("blocks/") and shape:  # the scale of an adapter is not trained
                 axis = axes[name].index("layers")
                 by_layer = decay ** jnp.arange(end, end - shape[axis], -1)
                 scales[name] = jnp.expand_dims(by_layer, [i for i in range(len(shape)) if i != axis])

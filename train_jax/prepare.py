@@ -137,7 +137,7 @@ def make_task(config: ConfigDict, workdir: AnyPath | None) -> Task:
 
     def init(rng, batch):
         params, extra = task.init(rng, batch)
-        return lora.add_adapters(params, adapters, rng), extra
+        return lora.add_adapters(params, adapters, config.optim.freeze, rng), extra
 
     def loss(params, *arguments):
         return task.loss(lora.merge(params), *arguments)

@@ -225,13 +225,13 @@ def open_preprocess(path: Path, size: int) -> Preprocess | None:
         raise LoadError(f"{file}: resize_mode = {mode!r} is not supported: {', '.join(modes)}")
     if interpolation not in interpolations:
         raise LoadError(f"{file}: interpolation = {interpolation!r} is not supported: {', '.join(interpolations)}")
-    return Preprocess(
-        size,
-        mode=modes[mode],
-        interpolation="bilinear" if interpolation == "bilinear" else "bicubic",  # random: bicubic in evaluation
-        mean=_to_channels(config.get("mean", CLIP_MEAN)),
-        std=_to_channels(config.get("std", CLIP_STD)),
-    )
+    if config.get("mode", "RGB") != "RGB":
+        raise LoadError(f"{file}: mode = {config['mode']!r} is not supported: RGB")
+    mean, std = (_to_channels(config.get(name, default)) for name, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    if (len(mean), len(std)) != (3, 3) or min(std) <= 0:
+        raise LoadError(f"{file}: mean = {mean}, std = {std}: they must be numbers for three channels, std above 0")
+    interpolation = "bilinear" if interpolation == "bilinear" else "bicubic"  # random: bicubic in evaluation
+    return Preprocess(size, modes[mode], interpolation, mean, std)
 
 
 def _drop_nulls(config: Mapping) -> dict:

@@ -39,7 +39,7 @@ ADAPTERS = (("clip/joint", 2, 6.0), ("clip", 1, 3.0))
 
 
 def add():
-    return lora.add_adapters(PARAMS, ADAPTERS, jax.random.key(0))
+    return lora.add_adapters(PARAMS, ADAPTERS, (), jax.random.key(0))
 
 
 def test_adapters_have_the_axes_of_their_kernels_and_the_first_matching_rank():
@@ -86,7 +86,14 @@ def test_before_training_nothing_has_changed():
 def test_a_pattern_that_is_no_kernels_first_match_is_an_error():
     for patterns in ((("bias", 1, 1.0),), (("clip", 1, 1.0), ("clip/dense", 2, 1.0))):
         with pytest.raises(ConfigError, match="is the first match of no kernel; they are named clip/conv/kernel"):
-            lora.add_adapters(PARAMS, patterns, jax.random.key(0))
+            lora.add_adapters(PARAMS, patterns, (), jax.random.key(0))
+
+
+def test_what_is_frozen_has_no_adapters():
+    frozen = lora.add_adapters(PARAMS, ADAPTERS, ("clip/conv", "clip/out"), jax.random.key(0))
+    assert frozen["clip"]["lora"].keys() == {"dense", "joint"}
+    with pytest.raises(ConfigError, match=r"kernels that config.optim.freeze = \('clip',\) freezes.* freeze = \(\)"):
+        lora.add_adapters(PARAMS, (("clip", 1, 1.0),), ("clip",), jax.random.key(0))
 
 
 @pytest.fixture(scope="module")

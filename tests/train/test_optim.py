@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from train_jax import config as config_lib
-from train_jax import optim, sharding
+from train_jax import lora, optim, sharding
 from train_jax.compute import TransformerCompute
 from train_jax.errors import ConfigError
 from vqgan_jax.stage2.condition import ClassCondition
@@ -228,6 +229,24 @@ def test_updates_decay_from_block_to_block(blocks):
         by_block = [text["transformer"][f"block_{i}"]["mlp"]["kernel"][0, 0] for i in range(3)]
     np.testing.assert_allclose(by_block, [-0.1 / 8, -0.1 / 4, -0.1 / 2], rtol=1e-6)
     np.testing.assert_allclose(text["positions"], -0.1 / 16, rtol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [SCANNED, UNROLLED], ids=["scanned", "unrolled"])
+def test_adapters_decay_and_are_scaled_as_their_kernels(blocks):
+    names = ("layers", "embed", "mlp") if blocks is SCANNED else ("embed", "mlp")
+    boxed = jax.tree_util.tree_map_with_path(
+        lambda path, x: nn.LogicallyPartitioned(x, names if "transformer" in sharding.path_name(path) else ("embed", "mlp")),
+        {"clip": {"text": blocks}},
+    )
+    boxed = lora.add_adapters(boxed, (("mlp", 1, 1.0),), (), jax.random.key(0))
+    params, axes = sharding.unbox(boxed), sharding.logical_axes(boxed)
+    changes = options(name="sgd", layer_decay=0.5, lr_scale=(("clip/text", 0.1),))
+    tx, _ = optim.make(changes, params, 100, axes)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    adapter = updates["clip"]["lora"]["text"]["transformer"]
+    values = [adapter[f"block_{i}"]["mlp"]["kernel"]["b"].min() for i in range(3)] if blocks is UNROLLED else None
+    values = values or adapter["blocks"]["mlp"]["kernel"]["b"].min((1, 2, 3))
+    np.testing.assert_allclose(values, [-0.01 / 8, -0.01 / 4, -0.01 / 2], rtol=1e-6)
 
 
 # Exponents of the decay in an encoder of two blocks whose output a decoder of three reads, top down.
