@@ -71,8 +71,8 @@ def add_adapters(
         if index not in matched:
             if any(re.search(pattern, name) for name in frozen):
                 raise ConfigError(
-                    f"config.optim.lora: {pattern!r} matches kernels that config.optim.freeze = {tuple(freeze)} freezes. Set "
-                    "config.optim.freeze = (): with adapters all other parameters are frozen anyway"
+                    f"config.optim.lora: {pattern!r} matches kernels that config.optim.freeze = {tuple(freeze)} freezes. "
+                    "Set config.optim.freeze = (): with adapters all other parameters are frozen anyway"
                 )
             some = ", ".join(sorted(kernels)[:8])
             raise ConfigError(f"config.optim.lora: {pattern!r} is the first match of no kernel; they are named {some}, …")

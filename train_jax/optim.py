@@ -46,10 +46,12 @@ def make(optim: ConfigDict, params, steps: int, axes: Mapping[str, tuple[str | N
     `optim.no_decay` have no weight decay; parameters that match `optim.freeze` have no updates and no moments; the first
     matching pattern of `optim.lr_scale` scales the learning rate of a parameter and thereby its decay. `optim.layer_decay`
     scales the updates of the blocks of a transformer; see `layer_scales`.
-    Raises ConfigError for an unknown optimiser, schedule, argument or player, and for a `freeze` or `lr_scale` pattern
-    that matches nothing.
+    Raises ConfigError for an unknown optimiser, schedule, argument or player, for a `freeze` or `lr_scale` pattern that
+    matches nothing, and if everything is frozen.
     """
     _check_patterns(optim, axes)
+    if all(matches(optim.freeze, name) for name in axes):
+        raise ConfigError(f"config.optim.freeze = {tuple(optim.freeze)} freezes all parameters: there is nothing to train")
     unknown = set(optim.players) - set(params)
     if unknown:
         raise ConfigError(f"config.optim.players names {sorted(unknown)}; this task's players are {sorted(params)}")

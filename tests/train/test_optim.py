@@ -195,6 +195,7 @@ def test_each_player_is_clipped_by_its_own_norm():
         ({"args": {"mask": True}}, "no_decay"),
         ({"name": "sgd", "weight_decay": 0.1}, "no weight decay"),
         ({"freeze": ("vision",)}, "matches no parameter"),
+        ({"freeze": ("clip/logit", "kernel", "bias")}, r"freeze = .* freezes all parameters: there is nothing to train"),
         ({"players": {"generator": {"lr": 1.0}}}, r"players are \['clip'\]"),
     ],
 )

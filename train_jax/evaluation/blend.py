@@ -102,7 +102,10 @@ def parse_alphas(text: str) -> list[float]:
     """Parses `0,0.5,1` or `FROM:TO:STEP`, whose last point is TO. Raises UserError for anything else."""
     try:
         if ":" not in text:
-            return [float(word) for word in text.split(",")]
+            alphas = [float(word) for word in text.split(",")]
+            if not np.isfinite(alphas).all():
+                raise ValueError
+            return alphas
         start, stop, step = map(float, text.split(":"))
         count = round((stop - start) / step)
         if count < 0 or abs(start + count * step - stop) > 1e-6:
@@ -126,6 +129,8 @@ def _check_saving(options: argparse.Namespace, alphas: Sequence[float]) -> None:
         raise UserError(f"--save={options.save} is a run directory already: name another")
     arguments.check_folder(str(directory), "--save")
     metric = options.maximize or options.minimize
+    if options.at is not None and not np.isfinite(options.at):
+        raise UserError(f"--at={options.at}: it must be a number")
     if options.at is not None and metric is not None:
         raise UserError("--at and --maximize or --minimize both choose the point to save: leave one out")
     if options.at is None and metric is None and len(alphas) > 1:
