@@ -77,7 +77,7 @@ class MCiBlock(nn.Module):
         if self.attends:
             attention = SelfAttention(channels, channels // HEAD_DIM, std, std, False, self.dtype, name="attention")
             y = layer_norm(self.eps, self.dtype, "norm")(x) if self.design.has_norm else x
-            x = x + attention(y.reshape(len(x), -1, channels), len(x)).reshape(x.shape)
+            x = x + attention(y.reshape(x.shape[0], -1, channels), x.shape[0]).reshape(x.shape)
         else:
             x = DepthwiseConv(3, self.dtype, name="mixer")(x)
         y = DepthwiseConv(7, self.dtype, name="conv")(x)

@@ -47,7 +47,7 @@ class TextTower(nn.Module):
         if has_class_token:
             init = with_axis_names(nn.initializers.normal(0.01), "embed")
             token = self.param("cls", init, (text.width,)).astype(dtype)
-            x = jnp.concatenate([x, jnp.broadcast_to(token, (len(x), 1, text.width))], axis=1)
+            x = jnp.concatenate([x, jnp.broadcast_to(token, (x.shape[0], 1, text.width))], axis=1)
             mask = mask_as_coca(ids)
         elif text.pad_id >= 0:
             mask = (ids != text.pad_id)[:, None, None]

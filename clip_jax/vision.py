@@ -233,7 +233,7 @@ class VisionTower(nn.Module):
 
 def _prepend(tokens, x):
     """Puts the same tokens [n, width] before those of each image."""
-    return jnp.concatenate([jnp.broadcast_to(tokens, (len(x), *tokens.shape)).astype(x.dtype), x], axis=1)
+    return jnp.concatenate([jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape)).astype(x.dtype), x], axis=1)
 
 
 def sample_patches(shape: tuple[int, int], rate: float, key) -> Int[Array, "batch kept"]:

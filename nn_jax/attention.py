@@ -111,7 +111,7 @@ def with_even_lengths(attention: Callable, q: jax.Array, k: jax.Array, v: jax.Ar
     lengths = {}
     if not causal:  # where it is causal, no query attends to what follows it
         names = ("query_seq_lengths", "key_value_seq_lengths")
-        lengths = {name: jnp.full(len(x), x.shape[1], jnp.int32) for name, x in zip(names, (q, k), strict=True)}
+        lengths = {name: jnp.full(x.shape[0], x.shape[1], jnp.int32) for name, x in zip(names, (q, k), strict=True)}
     q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
     return attention(q, k, v, is_causal=causal, **lengths)[:, :length]
 
@@ -463,7 +463,7 @@ class CrossAttention(nn.Module):
         """Computes attention of queries [batch, n, width], or [batch * n, width], to a context."""
         q = self.q(queries)
         mask = None if context.mask is None else context.mask[:, None, None]
-        y = attend(q.reshape(batch or len(q), -1, *q.shape[-2:]), self.k(context.tokens), self.v(context.tokens), mask=mask)
+        y = attend(q.reshape(batch or q.shape[0], -1, *q.shape[-2:]), self.k(context.tokens), self.v(context.tokens), mask=mask)
         return self.out(y.reshape(q.shape))
 
     def fill(self, context: Context, dtype: DTypeLike) -> KVCache:

@@ -99,13 +99,15 @@ def main(argv: list[str]) -> int:
 def finetune(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Trains, compares and writes the chosen point."""
     model, alphas, family = options.model, blend.parse_alphas(options.alpha), _FAMILIES[options.family]
+    tolerance = family.tolerance if options.tolerance is None else options.tolerance
+    if not tolerance >= 0:
+        raise UserError(f"--tolerance={tolerance:g}: it is the largest loss, 0 or more")
     if 0 not in alphas:
         raise UserError(f"--alpha={options.alpha}: let it contain 0, the weights before training")
     config, metrics = make_config(model, options.family, options.data, options.keep, overrides, options.replay)
     workdir = paths.run_directory(options.workdir)
     arguments.check_folder(str(workdir), "--workdir")
     train_jax.run(config, workdir)
-    tolerance = family.tolerance if options.tolerance is None else options.tolerance
     line = blend.Line(open_model(str(workdir)), model, ())
     points = blend.evaluate_points(line, alphas, EvaluationFile(workdir / FILE))
     blend.plot({alpha: {name: x[name] for name in metrics} for alpha, x in points.items()}, workdir / "line.png")

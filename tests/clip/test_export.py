@@ -23,6 +23,25 @@ inputs = np.load(f"{out}/inputs.npz")
 np.savez(f"{out}/outputs.npz", image=towers[0].call(inputs["image"]), text=towers[1].call(inputs["text"]))
 """
 
+# Exports goldens, and compares the programs with the models: native images, all kinds of pooling, MCi's attention.
+_EVERY_TOWER = """
+import sys
+from pathlib import Path
+import numpy as np
+from jax import export
+import clip_jax
+from clip_jax.export import export_towers
+golden, out = map(Path, sys.argv[1:])
+for name in ("hf-naflex", "open-clip-coca", "open-clip-mci", "openai-resnet/RN-tiny.pt"):
+    clip, texts = clip_jax.load(golden / name), ["a cat", "two dogs"]
+    pictures = sorted((golden / name.split("/")[0] / "pictures").iterdir())
+    files = export_towers(clip, out / clip.fingerprint, ["cpu"])
+    image, text = (export.deserialize(bytearray(file.read_bytes())) for file in files)
+    inputs = clip.preprocess.batch(pictures), clip.tokenizer.encode(texts)
+    np.testing.assert_allclose(image.call(inputs[0]), clip.encode_image(pictures), atol=1e-6)
+    np.testing.assert_allclose(text.call(inputs[1]), clip.encode_text(texts), atol=1e-6)
+"""
+
 
 @pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
@@ -42,6 +61,13 @@ def test_programs_run_without_this_repository_for_any_batch_size(exported, train
     outputs = np.load(exported / "outputs.npz")
     np.testing.assert_allclose(outputs["image"], trained.encode_image(list(images)), atol=1e-6)
     np.testing.assert_allclose(outputs["text"], trained.encode_text(texts), atol=1e-6)
+
+
+def test_towers_of_every_kind_are_programs(tmp_path):
+    """In another process, as `exported`."""
+    root = Path(__file__).resolve().parents[2]
+    words = [sys.executable, "-c", _EVERY_TOWER, root / "tests" / "golden" / "clip", tmp_path]
+    subprocess.run(words, check=True, cwd=root)
 
 
 def test_programs_are_of_all_platforms_and_say_how_inputs_are_made(exported, trained):

@@ -235,6 +235,11 @@ def test_the_best_point_that_keeps_the_old_is_chosen():
     assert blend.choose(POINTS, "new", {"old": 0.01}) == 0
     with pytest.raises(UserError, match="no metric 'newer': the evaluators give old, new"):
         blend.choose(POINTS, "newer", {})
+    unknown = {alpha: metrics | {"new": np.nan} for alpha, metrics in POINTS.items()}
+    assert blend.choose({**unknown, 0.5: POINTS[0.5]}, "new", {}) == 0.5
+    for points, keep in ((unknown, {}), (POINTS, {"old": -0.1})):
+        with pytest.raises(UserError, match="at no point new is a number"):
+            blend.choose(points, "new", keep)
 
 
 def test_of_bits_the_fewest_are_best():
@@ -353,5 +358,6 @@ def test_data_that_are_not_there_are_an_error(finetuned, capsys):
     assert finetune.main(["base", "--data=folder:nowhere", "--workdir=run"]) == 2
     assert "nowhere" in capsys.readouterr().err
     _, words = finetuned
-    assert finetune.main([*words, "--alpha=0.5"]) == 2
-    assert "let it contain 0" in capsys.readouterr().err
+    for word, message in (("--alpha=0.5", "let it contain 0"), ("--tolerance=-1", "it is the largest loss, 0 or more")):
+        assert finetune.main([*words, word]) == 2
+        assert message in capsys.readouterr().err

@@ -375,7 +375,7 @@ class Preprocess:
         """
         if not self.is_native:
             return normalize(batch, self.mean, self.std)
-        header = batch[:, 0].reshape(len(batch), -1)[:, :_GRID_BYTES].astype(np.int32)
+        header = batch[:, 0].reshape(batch.shape[0], -1)[:, :_GRID_BYTES].astype(np.int32)
         pixels = normalize(batch[:, 1:], self.mean, self.std)
         return Patches(pixels.reshape(*pixels.shape[:2], -1), header[:, ::2] + 256 * header[:, 1::2])
 

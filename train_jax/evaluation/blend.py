@@ -263,8 +263,12 @@ def choose(
     allowed = [
         alpha
         for alpha, metrics in points.items()
-        if all(sign * (points[0][name] - metrics[name]) <= loss for name, loss in keep.items())
+        if not np.isnan(metrics[metric])
+        and all(sign * (points[0][name] - metrics[name]) <= loss for name, loss in keep.items())
     ]
+    if not allowed:
+        listed = " and ".join(f"{loss:g} of {name}" for name, loss in keep.items())
+        raise UserError(f"at no point {metric} is a number{f' and at most {listed} is lost' if keep else ''}: allow more")
     return max(allowed, key=lambda alpha: sign * points[alpha][metric])
 
 
