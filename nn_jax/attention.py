@@ -463,7 +463,8 @@ class CrossAttention(nn.Module):
         """Computes attention of queries [batch, n, width], or [batch * n, width], to a context."""
         q = self.q(queries)
         mask = None if context.mask is None else context.mask[:, None, None]
-        y = attend(q.reshape(batch or q.shape[0], -1, *q.shape[-2:]), self.k(context.tokens), self.v(context.tokens), mask=mask)
+        heads = q.reshape(batch or q.shape[0], -1, *q.shape[-2:])
+        y = attend(heads, self.k(context.tokens), self.v(context.tokens), mask=mask)
         return self.out(y.reshape(q.shape))
 
     def fill(self, context: Context, dtype: DTypeLike) -> KVCache:
