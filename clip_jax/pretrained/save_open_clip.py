@@ -7,8 +7,8 @@ import numpy as np
 import safetensors.numpy
 
 from clip_jax import card
-from clip_jax.options import CLIPOptions
-from clip_jax.pretrained import openai
+from clip_jax.options import CLIPOptions, ImageOptions
+from clip_jax.pretrained import openai, timm
 from clip_jax.pretrained.open_clip import CONFIG, WEIGHTS
 from clip_jax.pretrained.save import save_tokenizer, write_json
 from train_jax import model_card
@@ -17,7 +17,8 @@ from train_jax.data.text import AnyTokenizer, Tokenizer
 from train_jax.weights import single_file
 from train_jax.weights.layout import STATS, flatten, to_peer
 
-# Values of options that open_clip's own towers have; timm's and transformers' towers, and CoCa, cannot be saved.
+# Values of options that open_clip's own towers have. Others may be a trunk of timm; transformers' towers and CoCa's pooling
+# cannot be saved.
 _VIT = {
     "stem": ("patch",), "stem_bias": (False,), "learned_positions": (True,), "pool": ("cls", "mean"), "rope": ("none",),
     "gated": (False,), "branch_norms": ("none",), "key_bias": (True,), "has_class_token": (True,), "proj": (True,),
@@ -42,23 +43,29 @@ def save_open_clip(clip, directory: str | Path, *, licence: str | None = None) -
     Args:
       licence: licence of the weights by the hub's name, such as "apache-2.0", for the card; None: not stated.
 
-    Raises ValueError, which names the part, if open_clip has no such model of its own (a ViT of timm, a text tower of
-    transformers, CoCa, …), and FileExistsError if the directory is not empty.
+    Image towers that open_clip takes from timm (SigLIP's, EVA-02's, ConvNeXts, …) are written with the name of the trunk. If
+    no name has their sizes, these are arguments of the trunk, which open_clip reads from version 4 on.
+
+    Raises ValueError, which names the part, if open_clip has no such model (a text tower of transformers, CoCa, …), and
+    FileExistsError if the directory is not empty.
     """
     options, directory = clip.module.options, Path(directory)
-    _check_expressible(options, clip.preprocess, clip.tokenizer)
+    trunk = None if _is_own(options) else timm.find_config(options)
+    _check_expressible(options, clip.preprocess, clip.tokenizer, trunk is not None)
     variables = single_file.exact_variables(clip.variables, clip.name, clip.dtype)
     text = model_card.make(card.CLIP, clip.name, code=(card.OPEN_CLIP, card.CLIP.code), library="open_clip", licence=licence)
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
     stats = {STATS + name: x for name, x in flatten(variables.get("batch_stats", {})).items()}
-    table = openai.list_entries(options.identity())
-    weights = {name: np.array(x, order="C") for name, x in to_peer(flatten(variables["params"]) | stats, table).items()}
+    table = openai.list_entries(options.identity(), trunk and timm.list_entries(options.image.identity()))
+    params = flatten(variables["params"]) | stats
+    params = timm.fold_class_position(params) if options.image.stem == "hmlp" else params
+    weights = {name: np.array(x, order="C") for name, x in to_peer(params, table).items()}
     norms = [name.removesuffix("running_var") for name in weights if name.endswith("running_var")]
     weights |= {f"{norm}num_batches_tracked": np.zeros((), np.int64) for norm in norms}  # PyTorch expects it
     directory.mkdir(parents=True, exist_ok=True)
     config = {
-        "model_cfg": _make_model_config(options, clip.tokenizer),
+        "model_cfg": _make_model_config(options, clip.tokenizer, trunk),
         "preprocess_cfg": {
             "mean": list(clip.preprocess.mean),
             "std": list(clip.preprocess.std),
@@ -73,12 +80,23 @@ def save_open_clip(clip, directory: str | Path, *, licence: str | None = None) -
     safetensors.numpy.save_file(weights, directory / WEIGHTS[0], metadata={"format": "pt"})
 
 
-def _check_expressible(options: CLIPOptions, preprocess: Preprocess, tokenizer: AnyTokenizer) -> None:
-    image, text = options.image, options.text
-    activations = _list_activations(options)
-    values = [
+def _list_image_values(image: ImageOptions) -> list[tuple]:
+    """Lists names, values and allowed values of the options of open_clip's own image towers."""
+    towers = _TOWERS.get(image.tower, {})
+    return [
         ("image.tower", image.tower, tuple(_TOWERS)),
-        *((f"image.{name}", getattr(image, name), allowed) for name, allowed in _TOWERS.get(image.tower, {}).items()),
+        *((f"image.{name}", getattr(image, name), allowed) for name, allowed in towers.items()),
+    ]
+
+
+def _is_own(options: CLIPOptions) -> bool:
+    return all(value in allowed for _, value, allowed in _list_image_values(options.image))
+
+
+def _check_expressible(options: CLIPOptions, preprocess: Preprocess, tokenizer: AnyTokenizer, is_trunk: bool) -> None:
+    text, activations = options.text, _list_activations(options, is_trunk)
+    values = [
+        *([] if is_trunk else _list_image_values(options.image)),
         *((f"text.{name}", getattr(text, name), allowed) for name, allowed in _TEXT.items()),
         *(("activation", activation, _ACTIVATIONS) for activation in activations.values()),
         ("preprocess.mode", preprocess.mode, tuple(_MODES)),
@@ -94,14 +112,14 @@ def _check_expressible(options: CLIPOptions, preprocess: Preprocess, tokenizer: 
         raise ValueError(f"open_clip has quick_gelu in both towers or in none, and this model {activations}")
 
 
-def _list_activations(options: CLIPOptions) -> dict[str, str]:
-    """Lists the activations of the towers that have MLPs."""
-    image = {"image": options.activation} if options.image.tower == "vit" else {}
+def _list_activations(options: CLIPOptions, is_trunk: bool) -> dict[str, str]:
+    """Lists the activations of the towers of open_clip that have MLPs."""
+    image = {"image": options.activation} if options.image.tower == "vit" and not is_trunk else {}
     return image | {"text": options.text.activation or options.activation}
 
 
-def _make_model_config(options: CLIPOptions, tokenizer: AnyTokenizer) -> dict:
-    is_quick = "quick_gelu" in _list_activations(options).values()
+def _make_model_config(options: CLIPOptions, tokenizer: AnyTokenizer, trunk: dict | None) -> dict:
+    is_quick = "quick_gelu" in _list_activations(options, trunk is not None).values()
     config = {"embed_dim": options.embed_dim} | ({"quick_gelu": True} if is_quick else {})
     if options.loss == "sigmoid":
         config["init_logit_bias"] = options.init_logit_bias
@@ -109,7 +127,7 @@ def _make_model_config(options: CLIPOptions, tokenizer: AnyTokenizer) -> dict:
     if text["pool_type"] == "eos":
         text["eos_id"] = tokenizer.eos_id
     # Any name: open_clip opens the tokenizer in the directory.
-    return config | {"vision_cfg": _make_image_config(options), "text_cfg": text | {"hf_tokenizer_name": "."}}
+    return config | {"vision_cfg": trunk or _make_image_config(options), "text_cfg": text | {"hf_tokenizer_name": "."}}
 
 
 def _make_image_config(options: CLIPOptions) -> dict:

@@ -5,15 +5,18 @@ SigLIP's trunks (`vit_*_siglip_*`) these are the tanh approximation of GELU for 
 `so400m_patch16` and `giantopt`, and exact GELU for all others, although big_vision trained each with the approximation.
 """
 
+import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from clip_jax.options import CLIPOptions, ImageOptions
 from clip_jax.pretrained import mci
 from clip_jax.pretrained.openai import batch_norm_entries, linear_entries, norm_entries
-from train_jax.errors import LoadError
+from train_jax.errors import ConfigError, LoadError
 from train_jax.weights.layout import Entry
 from train_jax.weights.tensors import Tensor
 
@@ -35,6 +38,20 @@ _NAMES = (
     re.compile(r"(?P<family>convnext)_(?P<scale>[a-z]+)"),
     re.compile(r"(?P<family>vitamin)_(?P<scale>[a-z]+2?)_(?P<size>\d+)"),
 )
+# What timm 1.0 has of these, by the name without size or scale: what can be written.
+_NAMED = {
+    "vit_base_patch16_siglip": (224, 256, 384, 512), "vit_base_patch32_siglip": (256,),
+    "vit_large_patch16_siglip": (256, 384, 512), "vit_so400m_patch14_siglip": (224, 378, 384),
+    "vit_so400m_patch16_siglip": (256, 384, 512), "vit_giantopt_patch16_siglip": (256, 384),
+    "vit_base_patch16_clip": (224, 384, "quickgelu_224"), "vit_base_patch32_clip": (224, 256, 384, 448, "quickgelu_224"),
+    "vit_large_patch14_clip": (224, 336, "quickgelu_224", "quickgelu_336"), "vit_pe_core_tiny_patch16": (384,),
+    "vit_pe_core_small_patch16": (384,), "vit_pe_core_base_patch16": (224,), "vit_pe_core_large_patch14": (336,),
+    "vit_pe_core_gigantic_patch14": (448,), "eva02_base_patch16_clip": (224,), "eva02_large_patch14_clip": (224, 336),
+    "eva02_enormous_patch14_clip": (224,), "eva_giant_patch14": (224,), "vit_base_mci": (224,),
+    "convnext": ("tiny", "small", "base", "large", "xlarge", "xxlarge"), "vitamin_small": (224,), "vitamin_base": (224,),
+    "vitamin_large": (224, 256, 336, 384), "vitamin_xlarge": (256, 336, 384),
+}  # fmt: skip
+TRUNKS = tuple(f"{name}_{size}" for name, sizes in _NAMED.items() for size in sizes)
 _VIT = {"base": (768, 12, 12, 4.0), "large": (1024, 24, 16, 4.0)}
 # Width, depth, heads, and ratio of the MLP's width, by family and scale.
 _SCALES = {
@@ -196,6 +213,47 @@ def _read_kwargs(config: Mapping, names: Mapping[str, str], file: Path) -> dict:
     return {names[key]: value for key, value in kwargs.items()}
 
 
+def find_config(options: CLIPOptions) -> dict | None:
+    """Finds the `vision_cfg` with a trunk of timm that is the image tower of a model. Returns None if there is none.
+
+    Sizes that no name has are arguments of the trunk, which open_clip hands on from version 4.
+    """
+    image = options.image
+    if image.tower not in ("vit", "convnext"):
+        return None
+    for has_kwargs in (False, True):
+        for name in TRUNKS:
+            if not has_kwargs and match_name(name).groupdict().get("size") not in (None, str(image.size)):
+                continue
+            config = _make_config(name, image) | ({"timm_model_kwargs": _make_kwargs(name, image)} if has_kwargs else {})
+            with contextlib.suppress(LoadError, ConfigError):
+                tower = convert_options(config, options.embed_dim, Path(name))
+                layers = tower.pop("activation"), tower.pop("eps")
+                if (ImageOptions.parse(tower, "image"), *layers) == (image, options.activation, options.eps):
+                    return config
+    return None
+
+
+def _make_config(name: str, image: ImageOptions) -> dict:
+    family = match_name(name)["family"]
+    config = {"timm_model_name": name, "image_size": image.size, "timm_pool": _POOLS.get(family, "token")}
+    if family in ("convnext", "vitamin"):
+        projection = {"timm_proj": "mlp" if image.proj_hidden else "linear", "timm_proj_bias": image.proj_bias}
+        return config | {"timm_pool": ""} | projection
+    return config | {"timm_proj": _PROJECTIONS.get(family, (None,))[0]}
+
+
+def _make_kwargs(name: str, image: ImageOptions) -> dict:
+    family = match_name(name)["family"]
+    if family == "convnext":
+        return {"dims": [image.width * 2**i for i in range(4)], "depths": list(image.layers)}
+    if family == "vitamin":
+        return {"img_size": image.size}
+    # timm rounds the width of MLPs down.
+    sizes = dataclasses.asdict(image) | {"mlp_ratio": (round(image.mlp_ratio * image.width) + 0.5) / image.width}
+    return {theirs: sizes[ours] for theirs, ours in _KWARGS.items() if (family, ours) != ("mci", "patch")}
+
+
 def list_entries(image: Mapping) -> Iterator[Entry]:
     """Lists the parameters of an image tower with their names in timm. `image` has the options of `ImageOptions`."""
     entries = {"convnext": _convnext_entries, "mci": mci.list_entries}.get(image["tower"], _vit_entries)
@@ -213,6 +271,12 @@ def add_class_position(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return np.pad(np.asarray(positions, np.float32), ((0, 0), (1, 0), (0, 0)))
 
     return {**tensors, _POSITIONS: Tensor((1, length + 1, width), load)}
+
+
+def fold_class_position(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Adds the position of MobileCLIP's class token to the token: the inverse of `add_class_position`."""
+    positions = params["vision/positions"]
+    return {**params, "vision/cls": params["vision/cls"] + positions[0], "vision/positions": positions[1:]}
 
 
 def _convnext_entries(image: Mapping) -> Iterator[Entry]:

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 import clip_jax
 from clip_jax import LoadError, card, verify
-from clip_jax.options import CLIPCompute
-from clip_jax.pretrained import open_checkpoint
+from clip_jax.options import CLIPCompute, CLIPOptions
+from clip_jax.pretrained import open_checkpoint, timm
+from clip_jax.pretrained.checkpoint import join_towers
 from tests import hub_server, model_cards
 from tests.tiny_towers import tiny_towers
 from train_jax import model_card
@@ -181,7 +182,10 @@ def test_models_that_transformers_cannot_express_are_refused(tmp_path, trained, 
         clip_jax.save_hf(trained, tmp_path / "full")
 
 
-@pytest.mark.parametrize("kind", [f"open-clip{name}" for name in ("", "-clipa", "-custom", "-metaclip2", "-resnet")])
+OWN, TRUNKS = ("clipa", "custom", "metaclip2", "resnet"), ("convnext", "eva02", "mobile", "pe", "siglip2", "vitamin")
+
+
+@pytest.mark.parametrize("kind", ["open-clip", *(f"open-clip-{name}" for name in (*OWN, *TRUNKS))])
 def test_saved_for_open_clip_as_open_clip_saves(kind, tmp_path):
     """The tensors are those that open_clip itself writes; a text tower of its own has a prefix there."""
     clip = golden(kind)
@@ -198,12 +202,37 @@ def test_saved_for_open_clip_as_open_clip_saves(kind, tmp_path):
     np.testing.assert_array_equal(again.tokenizer.encode(TEXTS), clip.tokenizer.encode(TEXTS))
 
 
+def test_a_trunk_of_timm_is_written_by_its_name():
+    for name in timm.TRUNKS:
+        family = timm.match_name(name)["family"]
+        pool, proj = {"siglip": ("map", "none"), "pe_core": ("map", None)}.get(family, ("token", None))
+        pool, proj = ("", "linear") if family in ("convnext", "vitamin") else (pool, proj)
+        size = int(name.rsplit("_", 1)[1]) if name[-1].isdigit() else 256
+        config = {"timm_model_name": name, "image_size": size, "timm_pool": pool, "timm_proj": proj}
+        model = join_towers(timm.convert_options(config, 640, Path(name)), {"eps": 1e-5, "activation": "gelu"})
+        options = CLIPOptions.parse(model | {"embed_dim": model["image"]["width"] if proj == "none" else 640}, "model")
+        written = timm.find_config(options)
+        assert {key: x for key, x in written.items() if key != "timm_proj_bias"} == config
+
+
+def test_the_position_of_a_class_token_is_written_as_part_of_the_token(tmp_path):
+    """MobileCLIP-B has none; a trained one has."""
+    clip = golden("open-clip-mobile")
+    vision = clip.variables["params"]["vision"]
+    moved = {**vision, "positions": vision["positions"].at[0].set(jnp.arange(32) % 2)}
+    variables = {**clip.variables, "params": {**clip.variables["params"], "vision": moved}}
+    clip = clip_jax.Clip.assemble(clip.module, variables, clip.tokenizer, clip.preprocess, "moved")
+    clip_jax.save_open_clip(clip, tmp_path / "saved")
+    images = clip.encode_image([PICTURE])
+    np.testing.assert_allclose(clip_jax.load(tmp_path / "saved").encode_image([PICTURE]), images, atol=1e-5)
+    assert np.abs(golden("open-clip-mobile").encode_image([PICTURE]) - images).max() > 1e-3
+
+
 def test_models_that_open_clip_cannot_express_are_refused(tmp_path, new_clip):
     for kind, words in (
-        ("hf-siglip", "image.stem_bias = False, and this one True"),
         ("hf-naflex", "image.stem_bias = False, and this one True"),
         ("open-clip-coca", "image.pool = 'cls' or 'mean', and this one 'query'"),
-        ("open-clip-convnext", "image.tower = 'vit' or 'resnet', and this one 'convnext'"),
+        ("open-clip-mci", "image.tower = 'vit' or 'resnet', and this one 'mci'"),
         ("open-clip-roberta", "text.pool = 'argmax' or 'eos' or 'last', and this one 'mean'"),
     ):
         with pytest.raises(ValueError, match=f"open_clip's own models have {words}: it cannot be written"):

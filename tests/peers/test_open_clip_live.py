@@ -111,15 +111,17 @@ def test_an_mci_of_inference_is_that_of_training(tmp_path, name, trunk, stages):
     np.testing.assert_allclose(clip_jax.load(tmp_path / "mci").encode_image(pictures), expected, atol=1e-5)
 
 
-SAVED = [f"open-clip-{name}" for name in ("clipa", "custom", "metaclip2", "quick", "resnet")]
+# Without MobileCLIP-B, whose stem has one width in timm.
+SAVED = ("clipa", "custom", "metaclip2", "quick", "resnet", "siglip2", "eva02", "pe", "convnext")
 
 
-@pytest.mark.parametrize("kind", ["hf-clip", "openai-vit", *SAVED])
+@pytest.mark.parametrize("kind", ["hf-clip", "openai-vit", *(f"open-clip-{name}" for name in SAVED)])
 def test_open_clip_opens_what_is_saved_with_the_same_outputs(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path(make_clip.__file__).parent / "clip" / kind
     clip = clip_jax.load(next(folder.glob("*.pt"), folder))
     clip_jax.save_open_clip(clip, tmp_path / "saved")
+    _pass_arguments(tmp_path / "saved" / "open_clip_config.json", monkeypatch)
     opened = execute((tmp_path / "saved" / "README.md").read_text(), tmp_path / "saved", "open_clip")
     model, tokenizer = opened["model"], opened["tokenizer"]
     pictures = sorted((folder / "pictures").iterdir())
@@ -134,6 +136,17 @@ def test_open_clip_opens_what_is_saved_with_the_same_outputs(kind, tmp_path, mon
     np.testing.assert_allclose(clip.encode_image(pictures), image.numpy(), atol=1e-5)
     np.testing.assert_allclose(clip.encode_text(make_clip.TEXTS), text.numpy(), atol=1e-5)
     np.testing.assert_allclose(clip.similarity(pictures, make_clip.TEXTS), logits.numpy(), atol=2e-4)
+
+
+def _pass_arguments(file: Path, monkeypatch) -> None:
+    """Passes the arguments of a trunk to timm, as open_clip 4 does; open_clip 3 knows none."""
+    import open_clip
+
+    config = json.loads(file.read_text())
+    kwargs = config["model_cfg"]["vision_cfg"].pop("timm_model_kwargs", {})
+    create = functools.partial(open_clip.timm_model.timm.create_model, **kwargs)
+    monkeypatch.setattr(open_clip.timm_model.timm, "create_model", create)
+    file.write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -216,6 +229,13 @@ def trunks() -> list[str]:
     import timm
 
     return sorted(name for name in timm.list_models(["vit_*", "eva*"]) if ours.timm.match_name(name))
+
+
+def test_the_names_of_trunks_that_are_written_are_those_of_timm():
+    import timm
+
+    others = {name for name in timm.list_models(["convnext_*", "vitamin_*"]) if ours.timm.match_name(name)}
+    assert {name for name in {*trunks(), *others} if "large2" not in name} == set(ours.timm.TRUNKS)
 
 
 def test_trunks_have_the_activation_and_norms_of_timm(monkeypatch):
