@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+import vqgan_jax
 from train_jax import metrics
+from train_jax.evaluation import blend
 from train_jax.evaluation import command as evaluate_command
 from train_jax.evaluation.results import read_evaluations
 
@@ -25,7 +27,6 @@ def test_public_weights_are_evaluated(tiny, tmp_path, capsys):
     """The reconstruction errors are those of the loaded model."""
     import numpy as np
 
-    import vqgan_jax
     from train_jax.data import sources
 
     out, data_dir = tmp_path / "results.jsonl", tiny[0].data.data_dir
@@ -37,3 +38,14 @@ def test_public_weights_are_evaluated(tiny, tmp_path, capsys):
     distances = np.abs(np.clip(vq.reconstruct(images), 0, 1) - images / 255).mean()
     assert row["metrics"]["l1"] == pytest.approx(distances, rel=1e-4)
     assert row["family"] == "vqgan" and row["metrics"]["images"] == len(source)
+
+
+def test_a_line_from_weights_without_a_discriminator_is_evaluated(tiny, trained, tmp_path, capsys):
+    """Between a model and itself: public weights have neither a discriminator nor counts of codes."""
+    vqgan_jax.save(trained, tmp_path / "start.safetensors")
+    words = [str(tmp_path / "start.safetensors"), str(tiny[1]), "--alpha=0,1", "--evals=test", f"--save={tmp_path / 'half'}"]
+    words += ["--at=0.5", f"--out={tmp_path / 'results.jsonl'}"]
+    assert blend.main(words) == 0, capsys.readouterr().err
+    first, last = (row["metrics"]["psnr"] for row in read_evaluations(tmp_path / "results.jsonl"))
+    assert first == pytest.approx(last, rel=1e-6)
+    assert vqgan_jax.load(tmp_path / "half").fingerprint == trained.fingerprint

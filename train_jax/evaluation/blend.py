@@ -190,7 +190,8 @@ def _load_ends(
         opened = dataclasses.replace(model, name=base, config=config, directory=None)
     else:
         raise ConfigError(f"{base} is no run directory, and {model.config.task} does not start from public weights")
-    start = _load(opened, task)
+    # What A has not, such as a discriminator, is the last run's.
+    start = tuple({**last, **first} for first, last in zip(_load(opened, task), end, strict=True))
     _check_same_model(start, end, base, model.name)
     return start, end, step
 
