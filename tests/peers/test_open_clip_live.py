@@ -193,6 +193,19 @@ def test_a_config_has_as_many_parameters_as_in_open_clip_or_is_refused(file, mon
     assert count == expected
 
 
+def test_published_weights_have_configs_that_open():
+    import open_clip
+
+    files, refused = {file.stem: file for file in CONFIGS}, set()
+    tags = open_clip.list_pretrained()
+    for name, _ in tags:
+        try:
+            ours.convert_options(json.loads(files[name].read_text()), files[name])
+        except clip_jax.LoadError:
+            refused.add(name)
+    assert sum(name not in refused for name, _ in tags) >= 190 and all("nllb" in name for name in refused), refused
+
+
 def test_convnexts_have_the_sizes_and_eps_of_timm():
     import timm
 
