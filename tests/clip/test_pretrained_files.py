@@ -181,6 +181,15 @@ def eight_bits(file: Path, dtype, name: str, **more) -> None:
     file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
 
 
+def test_weights_of_integers_are_refused(copy):
+    folder = copy("hf-clip")
+    file, name = folder / "model.safetensors", "visual_projection.weight"
+    weights = load_file(file)
+    save_file({**weights, name: weights[name].astype(np.int8)}, file)
+    with pytest.raises(LoadError, match="visual_projection.weight is int8; quantised weights are not supported"):
+        clip_jax.load(folder)
+
+
 @pytest.mark.parametrize("dtype, name", [(ml_dtypes.float8_e4m3fn, "F8_E4M3"), (ml_dtypes.float8_e5m2, "F8_E5M2")])
 def test_weights_of_eight_bits(dtype, name, copy):
     folder = copy("hf-clip")

@@ -145,8 +145,11 @@ def from_peer(tensors: Mapping, entries: Sequence[Entry], where: str, ignored: S
 
 
 def _from_peer(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
-    """Converts the parameter of one entry. Raises LoadError for a tensor of an invalid shape."""
+    """Converts the parameter of one entry. Raises LoadError for a tensor of an invalid shape or of integers."""
     arrays = [np.asarray(tensors[name]) for name in entry.theirs]
+    for name, x in zip(entry.theirs, arrays, strict=True):
+        if x.dtype.kind in "iub":
+            raise LoadError(f"{where}: {name} is {x.dtype}; quantised weights are not supported, only floating-point numbers")
     try:
         return entry.from_peer(arrays)
     except (IndexError, TypeError, ValueError) as error:
