@@ -12,6 +12,7 @@ from clip_jax.options import CLIPOptions, ImageOptions, TextOptions
 from clip_jax.pretrained.hugging_face import (
     ACTIVATIONS,
     LEGACY_EOS,
+    list_chinese_clip_entries,
     list_clip_entries,
     list_clip_text_entries,
     list_siglip_entries,
@@ -37,15 +38,27 @@ _CLIP = {
     "text": _TEXT | {"causal": True, "proj_bias": False},
 }
 _METACLIP_2 = {"image": _CLIP["image"], "text": _CLIP["text"] | {"pool": "eos"}}
+_CHINESE_CLIP = {
+    "image": _CLIP["image"],
+    "text": {
+        "proj": True, "proj_hidden": 0, "proj_bias": False, "qk_norm": False, "branch_norms": "post", "causal": False,
+        "pool": "first",
+    },
+}  # fmt: skip
 _SIGLIP = {
     "image": _VIT | {"stem_bias": True, "pool": "map", "pre_norm": False, "proj": False},
     "text": _TEXT | {"causal": False, "pool": "last", "proj_bias": True},
 }
 _SIGLIP_2 = _SIGLIP | {"image": _SIGLIP["image"] | {"native": True}}
-_REQUIRED = {"clip": _CLIP, "metaclip_2": _METACLIP_2, "siglip": _SIGLIP, "siglip2": _SIGLIP_2}
-_CLASSES = {
-    "clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "siglip": "SiglipModel", "siglip2": "Siglip2Model"
+_REQUIRED = {
+    "clip": _CLIP, "metaclip_2": _METACLIP_2, "chinese_clip": _CHINESE_CLIP, "siglip": _SIGLIP, "siglip2": _SIGLIP_2
 }  # fmt: skip
+_CLASSES = {
+    "clip": "CLIPModel", "metaclip_2": "MetaClip2Model", "chinese_clip": "ChineseCLIPModel", "siglip": "SiglipModel",
+    "siglip2": "Siglip2Model",
+}  # fmt: skip
+_TABLES = {"chinese_clip": list_chinese_clip_entries, "siglip": list_siglip_entries, "siglip2": list_siglip_entries}
+_TYPES = "text_model.embeddings.token_type_embeddings.weight"  # of BERT; that of all tokens is part of our positions
 _SIGLIPS = ("siglip", "siglip2")
 
 
@@ -53,10 +66,10 @@ def save_hf(clip, directory: str | Path, *, licence: str | None = None) -> None:
     """Saves `clip` (a `clip_jax.Clip`) as a Hugging Face directory.
 
     Its class is SiglipModel with the sigmoid loss, Siglip2Model if images may keep their aspect ratio, too; MetaClip2Model
-    with the softmax loss and another tokenizer than CLIP's; else CLIPModel. Also writes
-    preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or tokenizer.json for
-    AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of `clip.preprocess`, and does not
-    repair texts.
+    with the softmax loss and another tokenizer than CLIP's, or ChineseCLIPModel if the text tower is a BERT; else CLIPModel.
+    Also writes preprocessor_config.json and the tokenizer: vocab.json and merges.txt for CLIPTokenizer, or tokenizer.json
+    for AutoTokenizer. transformers always rounds an odd crop margin down, unlike some modes of `clip.preprocess`, and does
+    not repair texts.
     A card, README.md, tells how to load the model and, if its weights are a run's, of their training and evaluation
     (`train_jax.model_card`).
 
@@ -68,6 +81,8 @@ def save_hf(clip, directory: str | Path, *, licence: str | None = None) -> None:
     """
     module, directory = clip.module, Path(directory)
     kind = "metaclip_2" if isinstance(clip.tokenizer, SentencePiece) else "clip"
+    if module.options.text.branch_norms == "post":
+        kind = "chinese_clip"
     if module.options.loss == "sigmoid":
         kind = "siglip2" if module.options.image.native else "siglip"
     _check_expressible(module.options, _REQUIRED[kind], kind)
@@ -85,10 +100,12 @@ def save_hf(clip, directory: str | Path, *, licence: str | None = None) -> None:
     )
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} holds files already; name a new directory")
-    table = (list_siglip_entries if kind in _SIGLIPS else list_clip_entries)(module.options.identity())
+    table = _TABLES.get(kind, list_clip_entries)(module.options.identity())
     weights = {name: np.array(x, order="C") for name, x in to_peer(params, table).items()}
     if kind in _SIGLIPS:
         weights |= {name: weights[name].reshape(1) for name in ("logit_scale", "logit_bias")}
+    if kind == "chinese_clip":
+        weights[_TYPES] = np.zeros((2, module.options.text.width), np.float32)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", _make_config(module.options, kind, clip.tokenizer))
     write_json(directory / "preprocessor_config.json", _make_preprocessor_config(clip.preprocess, kind))
@@ -151,6 +168,8 @@ def _make_text_config(options: CLIPOptions, kind: str, tokenizer: AnyTokenizer) 
     }
     if kind in _SIGLIPS:
         return config | {"projection_size": options.embed_dim}
+    if kind == "chinese_clip":
+        return config | {"type_vocab_size": 2}
     begin = {"bos_token_id": tokenizer.bos_id} if kind == "clip" else {}
     return config | begin | {"projection_dim": options.embed_dim}
 
@@ -189,7 +208,7 @@ def _make_preprocessor_config(preprocess: Preprocess, kind: str) -> dict:
         "do_normalize": True,
         "image_mean": list(preprocess.mean),
         "image_std": list(preprocess.std),
-        "processor_class": f"{kind.capitalize()}Processor" if kind in _SIGLIPS else "CLIPProcessor",
+        "processor_class": "CLIPProcessor" if kind == "metaclip_2" else _CLASSES[kind].replace("Model", "Processor"),
     }
     if preprocess.is_native:
         return config | {"patch_size": preprocess.patch, "max_num_patches": preprocess.max_patches}

@@ -149,7 +149,7 @@ def _from_peer(entry: Entry, tensors: Mapping, where: str) -> np.ndarray:
     arrays = [np.asarray(tensors[name]) for name in entry.theirs]
     for name, x in zip(entry.theirs, arrays, strict=True):
         if x.dtype.kind in "iub":
-            raise LoadError(f"{where}: {name} is {x.dtype}; quantised weights are not supported, only floating-point numbers")
+            raise LoadError(f"{where}: {name} is {x.dtype}; quantised weights are not supported, only floats")
     try:
         return entry.from_peer(arrays)
     except (IndexError, TypeError, ValueError) as error:
