@@ -19,7 +19,8 @@ from tests.model_cards import execute  # noqa: E402
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 TEXTS = ["a photo of a cat.", "two dogs", "the sea at night, with many, many, many ships far away", "42"]
 KINDS = ("hf-clip", "hf-clip-legacy", "hf-metaclip2", "hf-siglip")
-SAVED = ("big-vision", "hf-chinese-clip", "hf-naflex", "openai-vit", *(f"open-clip-{x}" for x in ("metaclip2", "quick", "siglip2")))
+OPEN_CLIP = ("metaclip2", "quick", "siglip2")
+SAVED = ("big-vision", "hf-chinese-clip", "hf-naflex", "openai-vit", *(f"open-clip-{name}" for name in OPEN_CLIP))
 
 
 @pytest.fixture(scope="module")
