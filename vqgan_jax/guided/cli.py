@@ -5,6 +5,7 @@ Arguments of a painting come from flags, a config file, or the metadata of a pai
 
 import argparse
 import dataclasses
+import itertools
 import os
 import shlex
 import sys
@@ -411,18 +412,18 @@ def validate(request: PaintRequest, outputs: Sequence[str | None]) -> dict[str, 
 
     Returns the SHA-256 of each input file, as `metadata.hash_files`.
     """
-    from vqgan_jax.guided import animation, painting, targets
+    from vqgan_jax.guided import animation, painting, stopping, targets
     from vqgan_jax.guided.prompts import parse, parse_scene
 
-    run = request.run
-    for options in request.cells:
-        options_lib.resolve(options)
+    run, cells = request.run, [options_lib.resolve(options) for options in request.cells]
     painting.check_request(run["seed"], run["n"], run["prompts"])
     targets.resolve_clip_weights(run["clip_weights"], len(run["clip"]))
-    for prompt in run["prompts"]:
-        (parse if request.motion else parse_scene)(prompt)
-    if request.motion:
-        motion, scenes = animation.Motion(**request.motion), parse(run["prompts"][0])
+    parsed = [(parse if request.motion else parse_scene)(prompt) for prompt in run["prompts"]]
+    if not request.motion:
+        for scene, options in itertools.product(parsed, cells):
+            stopping.settled_step(scene, options)
+    else:
+        motion, scenes = animation.Motion(**request.motion), parsed[0]
         animation.check_time(motion, scenes)
         if motion.frames is not None:
             motion.by_frame(len(scenes))
