@@ -79,6 +79,15 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         motion.add_argument(to_flag(name), type=parser, default=unset, metavar=metavars[parser], help=text)
     for group in options_lib.GROUPS.values():
         _add_group(sub, group)
+    for name, reason in options_lib.ABSENT.items():
+        sub.add_argument(to_flag(name), action=_Refuse, nargs="?", const=reason, default=unset, help=unset)
+
+
+class _Refuse(argparse.Action):
+    """A flag that is refused with the reason `const`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise argparse.ArgumentError(None, f"{option_string}: {self.const}")
 
 
 def _add_group(parser: argparse.ArgumentParser, group: type[options_lib.Group]) -> None:
