@@ -278,7 +278,7 @@ class Painter:
         if loaded is None and self.options.prior is not None:
             self.prior = prior.load(self.options.prior.prior, vq, self.size)
         with jax.set_mesh(self.mesh):
-            weights, prior_weights = self.drawer.weights, None
+            weights, prior_weights = jax.device_put(self.drawer.weights, NamedSharding(self.mesh, P())), None
             if self.prior is not None:
                 is_straight = self.options.latents.latents == "straight"
                 spacing = latents.code_spacing(weights.codebook) if is_straight else None
