@@ -16,7 +16,8 @@ from train_jax.options import option
 ImageSource = str | Path | Image.Image | np.ndarray
 # Options of other programs that need what is not here, and what there is instead.
 ABSENT = dict.fromkeys(
-    ("depth", "depth_stabilization_weight", "translate_z_3d", "rotate_3d", "field_of_view", "near_plane", "far_plane"),
+    ("depth", "depth_stabilization_weight", "translate_z_3d", "rotate_3d", "field_of_view", "near_plane", "far_plane",
+     "lock_camera"),
     "motion in depth needs a network of depth with its weights, which is not here; move pictures by zoom, right and down",
 ) | dict.fromkeys(
     ("flow", "flow_stabilization_weight", "flow_long_term_samples"),
