@@ -26,7 +26,7 @@ from vqgan_jax.guided import options as options_lib
 from vqgan_jax.guided.options import presets
 
 PROMPTS = ("a red apple", "a smiling face", "a green tree", "a blue car", "a house", "a cat")
-DEFAULTS = {"steps": 100, "cuts": 8, "cut_min": 0.6}
+DEFAULTS = {"steps": 100, "cuts": 8, "jitter": 0.0}  # prompts name colours
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,9 +74,9 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 def find_looks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Returns the options of each drawer or preset by its name, without those whose models are not named."""
     if arguments.presets:
-        looks = {name: {"steps": 100, "cuts": 8, "preset": name} for name in presets.TABLE}
+        looks = {name: DEFAULTS | {"preset": name} for name in presets.TABLE}
     else:
-        looks = {name: DEFAULTS | {"drawer": name} for name in drawers.TABLE}
+        looks = {name: DEFAULTS | {"cut_min": 0.6, "drawer": name} for name in drawers.TABLE}
         looks["unclip"]["drawer_options"] = {"run": arguments.unclip}
     names = arguments.only or list(looks)
     options_lib.refuse_unknown(names, looks, "a preset" if arguments.presets else "a drawer")
