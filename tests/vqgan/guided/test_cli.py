@@ -282,7 +282,7 @@ def test_drawers_are_listed_with_their_options(capsys):
     assert call("drawers") == 0
     text = capsys.readouterr().out
     assert "colours=  the only colours of cells; none: all colours" in text and "shape=rect  " in text
-    assert text.count("--sparsity") == 6 and "of the mean opacity of the layers" in text
+    assert text.count("--sparsity") == 7 and "of the mean opacity of the layers" in text
 
 
 def test_a_palette_names_colours(model_flags, tmp_path, capsys):
