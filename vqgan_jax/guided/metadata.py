@@ -22,7 +22,7 @@ _KEYS = {"prompts", "seed", "n", "clip_weights", "dtype", "vqgan", "clips", "fil
 
 
 def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Hashes all input files by SHA-256, keyed by path; arrays, keyed by the option's name; and sources of losses."""
+    """Hashes input files and runs of a drawer by SHA-256, keyed by path; arrays, by the option's name; sources of losses."""
     files = [file for scene in scenes for part in scene for file in part.files]
     files += [options.aesthetic.aesthetic] if options.aesthetic else []
     files += [options.style.style_network] if options.style and options.style.style_network else []
@@ -34,6 +34,8 @@ def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
             hashes[name] = hashlib.sha256(values[name].tobytes()).hexdigest()
     if options.custom_losses is not None:
         hashes |= {f"the loss {loss.name}": loss.hash_source() for loss in options.custom_losses.losses}
+    if options.drawing is not None:
+        hashes |= {run: hash_run(run) for run in options.drawing.make().runs}
     return hashes | {file: hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
 
 

@@ -30,6 +30,7 @@ from vqgan_jax.guided import (
     prior,
     resume,
     starts,
+    stopping,
     style,
     targets,
     trajectory,
@@ -254,6 +255,8 @@ class Painter:
     ):
         self.images = images
         self.jobs, self.options = list(jobs), jobs[0].options
+        settled = np.array([stopping.settled_step(job.scene, job.options) for job in self.jobs], np.int32)
+        self.settled = settled if settled.any() else None
         self.clips = targets.to_clip_tuple(clip)
         self.clip_weights = targets.resolve_clip_weights(clip_weights, len(self.clips))
         self.drawer = make_drawer(vq, self.options)
@@ -275,7 +278,7 @@ class Painter:
         if loaded is None and self.options.prior is not None:
             self.prior = prior.load(self.options.prior.prior, vq, self.size)
         with jax.set_mesh(self.mesh):
-            weights, prior_weights = self.drawer.weights, None
+            weights, prior_weights = jax.device_put(self.drawer.weights, NamedSharding(self.mesh, P())), None
             if self.prior is not None:
                 is_straight = self.options.latents.latents == "straight"
                 spacing = latents.code_spacing(weights.codebook) if is_straight else None
@@ -410,7 +413,7 @@ class Painter:
         with jax.set_mesh(self.mesh):
             state = trajectory.init_state(self.options.optimization.optimizer, init_latents)
             if self.options.auto_stop is not None:
-                state = trajectory.begin_stopping(state)
+                state = state._replace(stopping=stopping.begin_stopping(state.step))
             return self.to_devices(state)
 
     def to_devices(self, tree: Any) -> Any:
@@ -545,6 +548,7 @@ class Painter:
             else self.prior.encode([job.scene for job in self.jobs], o.prior.prior_text, is_guided),
             views=self._make_views(),
             keyframes=keyframes.make_keyframes([job.scene for job in self.jobs], o.schedule.steps),
+            settled=self.settled,
             rate_drops=None if o.rate_drops is None else repeat(np.array(o.rate_drops.lr_drops, np.float32)),
             style=None
             if o.style is None

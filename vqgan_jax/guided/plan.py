@@ -81,7 +81,7 @@ def make(config: ConfigDict, folder: Path, mesh: Mesh, options: PaintingOptions)
             f"--paint.n={options.n}, {micro_cuts} cuts at a time: one must be a multiple of the {mesh.size} devices"
         )
     static = trajectory.StaticConfig(
-        drawer, (side, side), painted.optimization.optimizer, options.cuts, painted.cutouts.cut_method,
+        drawer.without_weights(), (side, side), painted.optimization.optimizer, options.cuts, painted.cutouts.cut_method,
         augment.select_augmentations(painted.hparams()), frozenset(), micro_cuts, options.remat,
         split="" if mesh.size == 1 else "paintings" if divides else "cuts",
     )  # fmt: skip
@@ -121,8 +121,8 @@ def abstract_arguments(
         init_latents = jax.eval_shape(lambda x, book: latents.from_codes(kind, x, book, num_codes), codes, codebook)
         weights = Weights(weights, codebook)
     else:
-        weights, start = None, drawer.init(size, range(n))
-        init_latents = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
+        arrays = (drawer.weights, drawer.init(size, range(n)))
+        weights, init_latents = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
     problem = trajectory.Problem(
         key=jax.eval_shape(painting.keys_from_seeds, jax.ShapeDtypeStruct((n,), jnp.uint32)),
         targets=(floats(1, perceptor.module.options.embed_dim),),

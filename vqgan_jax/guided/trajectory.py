@@ -27,6 +27,7 @@ from vqgan_jax.guided.drawers.drawer import Context, Drawer, Parameters
 from vqgan_jax.guided.filters import Filters, apply_filters
 from vqgan_jax.guided.keyframes import Keyframes, weights_at
 from vqgan_jax.guided.prior import PriorWeights, mean_nats
+from vqgan_jax.guided.stopping import Stopping, stop_without_improvement
 from vqgan_jax.guided.views import Views
 
 TERMS = (
@@ -99,6 +100,7 @@ class Problem(NamedTuple):
       rate_drops: steps [k] at which the learning rate drops, if it does.
       style: Gram matrices of the style.
       vignette_colour: RGB colour [3].
+      settled: first step at which a loss counts for `stop_after`, if it is not 0.
     """
 
     key: jax.Array
@@ -120,18 +122,7 @@ class Problem(NamedTuple):
     rate_drops: jax.Array | None = None
     style: list[jax.Array] | None = None
     vignette_colour: jax.Array | None = None
-
-
-class Stopping(NamedTuple):
-    """What decides when a painting stops.
-
-    Attributes:
-      best: the lowest loss, up to the share that counts as better.
-      since: the step of that loss.
-    """
-
-    best: jax.Array
-    since: jax.Array
+    settled: jax.Array | None = None
 
 
 class State(NamedTuple):
@@ -259,28 +250,14 @@ def _optimization_step(perceptors, config: StaticConfig, variables: Variables, p
     average = jax.tree.map(lambda average, z: decay * average + (1 - decay) * z, state.average, z)
     total = decay * state.total + (1 - decay)
     new_state = State(z, optimizer_state, average, total, state.step + 1)
-    return new_state if state.stopping is None else _stop(hparams, state, new_state, value), value
+    if state.stopping is not None:
+        new_state = stop_without_improvement(hparams, problem.settled, state, new_state, value)
+    return new_state, value
 
 
 def rate_factor(drops: Float[Array, "k"], factor: Float[Array, ""], step: Int[Array, ""]) -> Float[Array, ""]:
     """Computes the factor on the learning rate at a step, after drops by `factor` at the steps `drops`."""
     return factor ** jnp.sum(step >= drops)
-
-
-def begin_stopping(state: State) -> State:
-    """Returns a state before the first step, of a painting that stops when its loss does not improve."""
-    return state._replace(stopping=Stopping(jnp.full(state.step.shape, jnp.inf), jnp.zeros_like(state.step)))
-
-
-def _stop(hparams, state: State, new_state: State, value: Float[Array, ""]) -> State:
-    """Returns the state after a step: the same as before, with its step counter, if the painting has stopped."""
-    best, since = state.stopping
-    threshold = jnp.where(jnp.isinf(best), best, best - hparams["stop_share"] * jnp.abs(best))
-    is_better = value < threshold
-    stopping = Stopping(jnp.where(is_better, value, best), jnp.where(is_better, state.step, since))
-    has_stopped = (hparams["stop_after"] > 0) & (state.step - since > hparams["stop_after"])
-    new_state = new_state._replace(stopping=stopping)
-    return jax.tree.map(lambda old, new: jnp.where(has_stopped, old, new), state, new_state)
 
 
 def get_temperature(hparams, step):

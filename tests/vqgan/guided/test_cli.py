@@ -13,8 +13,9 @@ from PIL import Image
 import clip_jax
 import vqgan_jax
 from vqgan_jax import cli, guided
-from vqgan_jax.guided import cli as guided_cli
 from vqgan_jax.guided import metadata
+from vqgan_jax.guided.cli import request
+from vqgan_jax.guided.cli.flags import to_flag
 
 # Without augmentations programs are smaller.
 NONE = {"flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0}
@@ -233,7 +234,7 @@ def test_a_repetition_needs_the_same_weights_and_files(model_flags, models, vq, 
     # Of a version that had no priors: the group takes its defaults, which disable it.
     options = {name: value for name, value in about["options"].items() if not name.startswith("prior")}
     metadata.save(Image.new("RGB", (4, 4)), tmp_path / "old.png", about | {"options": options})
-    assert guided_cli._read_painted(str(tmp_path / "old.png")) == guided_cli._read_painted(str(out))
+    assert request._read_painted(str(tmp_path / "old.png")) == request._read_painted(str(out))
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert call("paint", "--repeat", tmp_path / "plain.png", "--out", tmp_path / "x.png") == 2
     assert "contains no metadata of a painting" in capsys.readouterr().err
@@ -281,7 +282,7 @@ def test_drawers_are_listed_with_their_options(capsys):
     assert call("drawers") == 0
     text = capsys.readouterr().out
     assert "colours=  the only colours of cells; none: all colours" in text and "shape=rect  " in text
-    assert text.count("--sparsity") == 6 and "of the mean opacity of the layers" in text
+    assert text.count("--sparsity") == 7 and "of the mean opacity of the layers" in text
 
 
 def test_a_palette_names_colours(model_flags, tmp_path, capsys):
@@ -297,4 +298,4 @@ def test_help_lists_every_option(capsys):
     from vqgan_jax.guided.options import FIELDS
 
     flags = set(re.findall(r"--[a-z-]+", text))
-    assert not {guided_cli._flag(name) for name in FIELDS} - flags
+    assert not {to_flag(name) for name in FIELDS} - flags

@@ -60,7 +60,7 @@ def drawer(name):
 
 
 def test_every_drawer_is_tested():
-    assert {"vqgan", *SMALL} == drawers.TABLE.keys()
+    assert {"vqgan", "unclip", *SMALL} == drawers.TABLE.keys()  # tests/dalle/unclip/test_drawer.py
 
 
 def test_the_example_of_the_docs_is_a_drawer():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from train_jax.errors import ConfigError
+from vqgan_jax.cli import make_parser
 from vqgan_jax.guided import cli
 from vqgan_jax.guided import options as lib
 
@@ -181,6 +182,29 @@ def test_json_gives_the_same_options_back():
     options = lib.resolve(values)
     assert lib.resolve(options.to_json()) == options
     assert lib.resolve({"overlay": np.zeros((2, 2, 4), np.uint8)}).to_json()["overlay"] == "(an array)"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("depth", "needs a network of depth with its weights, .*; move pictures by zoom, right and down"),
+        ("translate_z_3d", "motion in depth needs a network"),
+        ("flow", "needs a network of flow with its weights, .*; steady frames of video_in by pull and hold"),
+        ("flow_stabilization_weight", "optical flow needs a network"),
+    ],
+)
+def test_depth_and_flow_are_refused_by_name(name, remedy, capsys, tmp_path):
+    with pytest.raises(ConfigError, match=f"{name} is not an option: .*{remedy}"):
+        lib.resolve({name: 1.0})
+    flag = f"--{name.replace('_', '-')}"
+    for words in ([flag], [flag, "0.5"], [f"{flag}=0.5"]):
+        with pytest.raises(SystemExit, match="2"):
+            make_parser().parse_args(["paint", "a", "--out", "a.png", *words])
+        assert re.search(f"error: {flag}: .*{remedy}", capsys.readouterr().err)
+    (tmp_path / "options.yaml").write_text(f"{name}: 1")
+    arguments = make_parser().parse_args(["paint", "--out", "a.png", "--config", str(tmp_path / "options.yaml")])
+    with pytest.raises(ConfigError, match=remedy):
+        cli.parse_request(arguments)
 
 
 def test_the_table_of_other_programs_names_options_that_exist():

@@ -6,7 +6,8 @@ import pytest
 
 from train_jax.errors import ConfigError
 from vqgan_jax import guided
-from vqgan_jax.guided import options, trajectory
+from vqgan_jax.guided import options, stopping, trajectory
+from vqgan_jax.guided.prompts import parse_scene
 
 PLAIN = {"flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0}
 FEW = PLAIN | {"drawer": "pixel", "size": (12, 16), "cuts": 4, "steps": 10, "save_every": 2, "progress": False}
@@ -27,10 +28,10 @@ def test_the_rate_drops_at_steps(clip):
         options.resolve({"lr_drop": 0.5})
 
 
-def stopping_step(losses: np.ndarray, after: int, share: float) -> int:
+def stopping_step(losses: np.ndarray, after: int, share: float, settled: int = 0) -> int:
     """Number of steps of a painting whose losses these are, if it stops."""
-    best, since = np.inf, 0
-    for step, loss in enumerate(losses):
+    best, since = np.inf, settled
+    for step, loss in list(enumerate(losses))[settled:]:
         if step - since > after:
             return step
         if np.isinf(best) or loss < best - np.float32(share) * abs(best):
@@ -67,3 +68,40 @@ def test_a_painting_that_never_stops_beside_one_that_does(clip):
     settings = [{"stop_after": 0}, {"stop_after": 2}]
     painted = guided.paint_many(None, clip, ["a star"], settings=settings, lr=1e-6, **FEW)
     assert painted.steps[0, 0, 0] == 10 > painted.steps[0, 0, 1]
+
+
+def test_a_painting_waits_for_what_begins_later(clip):
+    """What comes at step 4 is painted, although the loss would not improve: the rate is too small for it."""
+    still = FEW | {"lr": 1e-6, "steps": 12}
+    prompts = ["a star", "a star | a ring:from=4", "a star:(0:1, 3:0.5) | a ring:-0.5:until=5"]
+    settings = [{"stop_after": 0}, {"stop_after": 2}]
+    painted = guided.paint_many(None, clip, prompts, settings=settings, stop_share=0.5, **still)
+    settled = [0, 4, 5]
+    expected = [[12, stopping_step(free[0], 2, 0.5, step)] for free, step in zip(painted.losses[:, 0], settled, strict=True)]
+    assert painted.steps[:, 0].tolist() == expected == [[12, 3], [12, 7], [12, 8]]
+    np.testing.assert_array_equal(painted.losses[1:, 0, 1, :8], painted.losses[1:, 0, 0, :8])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "values", "expected"),
+    [
+        ("a", {"lr_drops": (3, 60)}, 60),
+        ("a", {"lr_decay": 0.1}, 75),
+        ("a:(0:1, 30:2):until=20", {}, 20),
+        ("a:(0:1, 30:2):from=50 | b:from=10:until=1000", {}, 50),
+        ("a", {"lr_drops": (3, 80)}, "stop_after = 20 has no effect in 100 steps, counted from step 80 on, where the"),
+        ("a | b:from=79", {}, "counted from step 79 on, where the weight of 'b' changes last; set a smaller stop"),
+        ("a", {"stop_after": 99}, "stop_after = 99 has no effect in 100 steps; set"),
+        ("a:(0:1, 100:2)", {}, "stop_after = 20 has no effect: the weight of 'a' changes until the last step; leave one of"),
+        ("a", {"prior": "runs/prior"}, "has no effect: the weight of the prior changes until the last step"),
+        ("a", {"latents": "soft", "temperature_end": 0.1}, "the temperature .temperature_end. changes until the last step"),
+    ],
+)
+def test_the_step_from_which_losses_count(prompt, values, expected):
+    resolved = options.resolve({"steps": 100, "stop_after": 20} | values)
+    if isinstance(expected, int):
+        assert stopping.settled_step(parse_scene(prompt), resolved) == expected
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            stopping.settled_step(parse_scene(prompt), resolved)
+    assert stopping.settled_step(parse_scene(prompt), options.resolve({"steps": 100})) == 0

@@ -49,6 +49,11 @@ class Drawer(Options):
         return 1
 
     @property
+    def runs(self) -> tuple[str, ...]:
+        """Run directories that the options name."""
+        return ()
+
+    @property
     def weights(self) -> Any:
         """Weights on the devices; None for drawers without a network."""
         return None

@@ -12,7 +12,7 @@ Each module defines the groups of one idea; `resolve` puts them together.
 
 from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, INIT_NOISES
 from vqgan_jax.guided.options.drawing import make_drawer
-from vqgan_jax.guided.options.group import Group, refuse_unknown
+from vqgan_jax.guided.options.group import ABSENT, Group, refuse_unknown
 from vqgan_jax.guided.options.losses import parse_colour
 from vqgan_jax.guided.options.resolve import (
     FIELDS,
@@ -27,6 +27,6 @@ from vqgan_jax.guided.options.resolve import (
 from vqgan_jax.guided.options.schedule import OPTIMIZERS
 
 __all__ = [
-    "FIELDS", "FREE", "GROUPS", "IMAGE_OPTIONS", "INIT_NOISES", "OPTIMIZERS", "TRACED", "Group", "Options",
+    "ABSENT", "FIELDS", "FREE", "GROUPS", "IMAGE_OPTIONS", "INIT_NOISES", "OPTIMIZERS", "TRACED", "Group", "Options",
     "add_later_options", "make_drawer", "parse_colour", "refuse_unknown", "resolve", "resolve_many",
 ]  # fmt: skip

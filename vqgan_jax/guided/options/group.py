@@ -14,6 +14,15 @@ from train_jax.errors import ConfigError
 from train_jax.options import option
 
 ImageSource = str | Path | Image.Image | np.ndarray
+# Options of other programs that need what is not here, and what there is instead.
+ABSENT = dict.fromkeys(
+    ("depth", "depth_stabilization_weight", "translate_z_3d", "rotate_3d", "field_of_view", "near_plane", "far_plane",
+     "lock_camera"),
+    "motion in depth needs a network of depth with its weights, which is not here; move pictures by zoom, right and down",
+) | dict.fromkeys(
+    ("flow", "flow_stabilization_weight", "flow_long_term_samples"),
+    "optical flow needs a network of flow with its weights, which is not here; steady frames of video_in by pull and hold",
+)
 
 
 def traced_option(default: float | int, meaning: str, **bounds: float | int) -> Any:
@@ -53,7 +62,7 @@ def differs_from_default(field: dataclasses.Field, value: Any) -> bool:
 
 
 def refuse_unknown(names: Iterable[str], known: Mapping, kind: str) -> None:
-    """Raises ConfigError if one of `names` is not in `known`, and suggests the closest known name.
+    """Raises ConfigError if one of `names` is not in `known`, and suggests what there is instead, or the closest known name.
 
     Args:
       kind: noun phrase for the message, such as "an option".
@@ -62,7 +71,7 @@ def refuse_unknown(names: Iterable[str], known: Mapping, kind: str) -> None:
         if name not in known:
             near = difflib.get_close_matches(str(name), list(known), 1)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"{name} is not {kind}: {hint}")
+            raise ConfigError(f"{name} is not {kind}: {ABSENT.get(name, hint)}")
 
 
 def to_python(value: Any) -> Any:
