@@ -254,9 +254,10 @@ def run_notebook():
             cell = next(c for c in notebook.cells if c.cell_type == "code" and word in c.source)
             text = "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
             pictures = [
-                Image.open(io.BytesIO(base64.b64decode(o.data["image/png"]))).convert("RGB")
+                Image.open(io.BytesIO(base64.b64decode(o.data[kind]))).convert("RGB")
                 for o in cell.outputs
-                if o.output_type == "display_data" and "image/png" in o.data
+                for kind in ("image/png", "image/jpeg")
+                if o.output_type == "display_data" and kind in o.data
             ]
             return text, pictures
 

@@ -37,7 +37,7 @@ def test_the_notebook_loads_the_runs_of_its_variables(outputs, tiny_decoder, tin
     ],
 )
 def test_it_shows_what_it_talks_about(outputs, shown, word, count):
-    shown(outputs, word, count)
+    shown(outputs, word, count, width=4 * 16)  # as many pixels as the images have
 
 
 def test_it_prints_its_measurements(outputs):
