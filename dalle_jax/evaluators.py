@@ -49,14 +49,12 @@ EVALUATORS = {**evaluators.EVALUATORS, "drawing": DrawingOptions}
 def make_factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
     """Makes the evaluator factories: type -> `(options, context) -> evaluator`."""
 
-    size = stage.module.grid[0] * stage.vqgan.factor
-
     def make_painter(options: ConfigDict, context, prompts: list[str]) -> Callable:
         check_sampling(options, stage)
         sampler = Sampler(stage, options, context, prompts)
         return lambda params, extra: sampler.decode_images(sampler.sample_codes(params))
 
-    return {"drawing": functools.partial(Drawings, make_painter, size)}
+    return {"drawing": functools.partial(Drawings, make_painter, stage.image_size)}
 
 
 class Drawings:
@@ -68,6 +66,7 @@ class Drawings:
     Args:
       make_painter: function `(options, context, prompts) -> paint`, where `paint(params, extra)` returns `options.n` images
         of each prompt, uint8 [prompts, n, size, size, 3], on every host.
+      size: side of these images in pixels.
       options: `PromptOptions`, and those of the painter.
     """
 

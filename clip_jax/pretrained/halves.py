@@ -18,7 +18,6 @@ from clip_jax.pretrained.image_processor import open_preprocess
 from clip_jax.pretrained.json_files import read_json
 from train_jax.errors import LoadError
 from train_jax.weights.layout import from_peer
-from train_jax.weights.tensors import Tensor, open_tensors
 
 TEXT, IMAGE, TOKENIZER = "text_encoder", "image_encoder", "tokenizer"
 _PROCESSORS = ("feature_extractor", "image_processor")
@@ -44,7 +43,7 @@ def open_directory(path: Path) -> Checkpoint | None:
     preprocess = next((x for x in preprocesses if x is not None), None)
     if preprocess is None:
         raise LoadError(f"{path}: {' or '.join(_PROCESSORS)} is missing, which says how images are preprocessed")
-    tensors = open_weights(text) | open_weights(image)
+    tensors = hugging_face.open_weights(text) | hugging_face.open_weights(image)
     table = [entry for entry in hugging_face.list_clip_entries(model) if entry.ours != _SCALE]
 
     def read() -> tuple[dict, str]:
@@ -74,11 +73,3 @@ def read_config(folder: Path, half: str) -> dict:
         )
     hugging_face.check_known(config, half, file)
     return config
-
-
-def open_weights(folder: Path) -> dict[str, Tensor]:
-    """Opens the tensors of a half. Raises LoadError if there are none."""
-    files = hugging_face.find_weight_files(folder)
-    if not files:
-        raise LoadError(f"{folder} holds no weights")
-    return {name: x for file in files for name, x in open_tensors(file).items()}

@@ -5,7 +5,7 @@ preprocessor_config.json
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clip_jax.pretrained import bert
@@ -17,7 +17,7 @@ from train_jax.data.sentencepiece import SentencePiece
 from train_jax.data.text import AnyTokenizer, Tokenizer
 from train_jax.errors import LoadError
 from train_jax.weights.layout import Entry, from_peer
-from train_jax.weights.tensors import open_tensors
+from train_jax.weights.tensors import Tensor, open_tensors
 from train_jax.weights.transformers_config import find_unknown
 from train_jax.weights.wrappers import unwrap
 
@@ -68,10 +68,8 @@ def open_directory(path: Path, weights: Path | None = None) -> Checkpoint | None
     model = convert_siglip_options(config, file) if is_siglip else convert_clip_options(config, file)
     table = list_siglip_entries if is_siglip else list_chinese_clip_entries if is_chinese else list_clip_entries
     files = [weights] if weights else find_weight_files(path)
-    if not files:
-        raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
     source, anchor = str(weights or path), BERT_ANCHOR if is_chinese else ANCHOR
-    tensors = unwrap({name: x for part in files for name, x in open_tensors(part).items()}, anchor, source)
+    tensors = unwrap(open_weights(path, files), anchor, source)
     if is_chinese:
         tensors = bert.fold_positions(tensors, model["text"]["context_length"], "text_model", first=0)
     family, patch = (kind.capitalize(), model["image"]["patch"] * (kind == "siglip2")) if is_siglip else ("CLIP", 0)
@@ -94,6 +92,14 @@ def check_known(config: Mapping, part: str, where: str | Path) -> None:
     known = {"": _TOP, "text": _TEXT, "vision": _VISION}[part]
     if unknown := find_unknown(config, known):
         raise LoadError(f"{where} has {', '.join(unknown)}; what is understood: {', '.join(sorted(known))}")
+
+
+def open_weights(path: Path, files: Sequence[Path] | None = None) -> dict[str, Tensor]:
+    """Opens the tensors of weight files, by default those of a directory. Raises LoadError if there are none."""
+    files = find_weight_files(path) if files is None else files
+    if not files:
+        raise LoadError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
+    return {name: x for file in files for name, x in open_tensors(file).items()}
 
 
 def find_weight_files(path: Path) -> list[Path]:

@@ -63,7 +63,7 @@ def open_directory(path: Path, tokenizer: Path) -> TextCheckpoint:
         options = CLIPOptions.parse(model, "model")
     except (ConfigError, TypeError, ValueError, ZeroDivisionError) as error:
         raise LoadError(f"{file}: invalid configuration ({error})") from error
-    tensors = halves.open_weights(path)
+    tensors = hugging_face.open_weights(path)
     table = hugging_face.list_clip_text_entries(model)
 
     def read() -> dict[str, np.ndarray]:

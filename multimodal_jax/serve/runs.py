@@ -83,16 +83,17 @@ def find_runs(folder: str | Path, named: Mapping[str, Sequence[str]] | None = No
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; make one with multimodal-jax demo, which writes runs/demo")
     paths, damaged = {kind: [] for kind in KINDS}, []
-    for path, kind in _walk(folder, _DEPTH, damaged):
+    sources = []
+    for path, kind, source in _walk(folder, _DEPTH, damaged):
         paths[kind].append(path)
-    configs = [run_directory.read_config(path) for kind, found in paths.items() if kind != "index" for path in found]
-    sources = " ".join(str(config.get("data", {}).get("source")) for config in configs)
-    data = next((name for name in DEMOS if f"{name}/" in sources), DEMOS[0])
+        sources.append(source)
+    data = next((name for name in DEMOS if any(f"{name}/" in source for source in sources)), DEMOS[0])
     models = {kind: (*found, *(named or {}).get(kind, ())) for kind, found in paths.items()}
     return Runs(folder, models, data, tuple(damaged))
 
 
-def _walk(folder: Path, depth: int, damaged: list[str]) -> Iterator[tuple[Path, str]]:
+def _walk(folder: Path, depth: int, damaged: list[str]) -> Iterator[tuple[Path, str, str]]:
+    """Yields path, kind and source of the data of each run and index; an index has no source."""
     try:
         config = run_directory.read_config(folder)
         kind = _TASKS.get(config["task"]) if config is not None else _index_kind(folder)
@@ -101,7 +102,7 @@ def _walk(folder: Path, depth: int, damaged: list[str]) -> Iterator[tuple[Path, 
         damaged.append(str(error))
         return
     if kind is not None:
-        yield folder, kind
+        yield folder, kind, str((config or {}).get("data", {}).get("source", ""))
     if is_run or not depth:
         return
     try:

@@ -74,6 +74,11 @@ class EvaluatedModel:
     vqgan: Vqgan
     records: Callable
 
+    @property
+    def image_size(self) -> int:
+        """Side of the decoded images in pixels."""
+        return self.module.grid[0] * self.vqgan.factor
+
 
 def make_factories(stage: EvaluatedModel) -> Mapping[str, Callable]:
     """Returns the evaluator factories `(options, context) -> evaluator`, by type."""
@@ -199,7 +204,7 @@ class Samples:
         self._features = open_features(options.features) if options.features else None
         if self._features is not None:
             records = take_images(source, len(conditions) * options.n)
-            preprocess = Preprocess(stage.module.grid[0] * stage.vqgan.factor)
+            preprocess = Preprocess(stage.image_size)
             batches = context.batches(
                 records, lambda record, rng: {"image": preprocess(record["image"])}, options.batch_size
             )
