@@ -324,7 +324,7 @@ def _start_from_video(
     """Reads the pictures of `motion.video_in`. Returns the options of their painting, the pictures, and the motion."""
     resolved = options_lib.resolve(options)
     if resolved.start is not None:
-        raise ConfigError("init_image and init_noise: the frames of a video_in are the starts; leave them out")
+        raise ConfigError("init_image, init_noise and init_dalle: the frames of a video_in are the starts; leave them out")
     factor = make_drawer(vq, resolved).factor
     size = resolved.canvas.image_size(default_size(vq, to_clip_tuple(clips)), factor)
     source = video.read(motion.video_in, size, motion.rate)

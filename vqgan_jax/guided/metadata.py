@@ -22,7 +22,7 @@ _KEYS = {"prompts", "seed", "n", "clip_weights", "dtype", "vqgan", "clips", "fil
 
 
 def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
-    """Hashes input files and runs of a drawer by SHA-256, keyed by path; arrays, by the option's name; sources of losses."""
+    """Hashes input files and runs by SHA-256, keyed by path; arrays, by the option's name; sources of losses."""
     files = [file for scene in scenes for part in scene for file in part.files]
     files += [options.aesthetic.aesthetic] if options.aesthetic else []
     files += [options.style.style_network] if options.style and options.style.style_network else []
@@ -34,8 +34,9 @@ def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
             hashes[name] = hashlib.sha256(values[name].tobytes()).hexdigest()
     if options.custom_losses is not None:
         hashes |= {f"the loss {loss.name}": loss.hash_source() for loss in options.custom_losses.losses}
-    if options.drawing is not None:
-        hashes |= {run: hash_run(run) for run in options.drawing.make().runs}
+    runs = options.drawing.make().runs if options.drawing else ()
+    runs = [*runs, options.start.init_dalle] if options.start and options.start.init_dalle else runs
+    hashes |= {run: hash_run(run) for run in runs}
     return hashes | {file: hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
 
 

@@ -29,6 +29,7 @@ from vqgan_jax.guided import (
     memory,
     prior,
     resume,
+    second_stages,
     starts,
     stopping,
     style,
@@ -581,6 +582,10 @@ class Painter:
         if start.init_image is not None:
             image = starts.load_image(start.init_image, self.size, "init_image")
             images = np.broadcast_to(image, (n, *image.shape))
+        elif start.init_dalle is not None:
+            scenes, seeds = zip(*((job.scene, job.seed) for job in self.jobs), strict=True)
+            drawn = second_stages.draw_starts(self.options, self.clips[0], scenes, seeds)
+            images = np.stack([starts.load_image(image, self.size, "init_dalle") for image in drawn])
         else:
             images = np.stack([starts.noise_image(start.init_noise, job.seed, self.size) for job in self.jobs])
         return images, self.encode(images, z)

@@ -12,15 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32
-from ml_collections import ConfigDict
 
 from nn_jax.code_transformer import CodeTransformer
-from train_jax import paths, run_directory
-from train_jax import task as task_lib
-from train_jax.errors import ConfigError, LoadError
+from train_jax.errors import ConfigError
+from vqgan_jax.guided import second_stages
 from vqgan_jax.guided.prompts import Scene
 from vqgan_jax.stage2.condition import Condition
-from vqgan_jax.stage2.generator import CodeGenerator
 from vqgan_jax.vqgan import Vqgan
 
 
@@ -53,12 +50,8 @@ class Prior:
         without = np.repeat(self.condition.null[None], len(scenes), axis=0)
         if not with_text:
             return without[:, None]
-        if self.condition.kind != "text":
-            raise ConfigError(f"prior_text = True: the prior's condition is a {self.condition.kind}; it must be a DALL-E")
-        texts = [[part.content for part in scene if part.kind == "text" and part.weight > 0] for scene in scenes]
-        if not all(texts):
-            raise ConfigError("prior_text = True: each prompt must have a text of positive weight, which the prior reads")
-        conditions = self.condition.encode([first for first, *_ in texts])
+        texts = second_stages.read_texts(self.condition, scenes, "prior_text = True")
+        conditions = self.condition.encode(texts)
         return np.stack([conditions, without] if is_guided else [conditions], axis=1)
 
 
@@ -72,14 +65,7 @@ def load(path: str, vq: Vqgan, size: tuple[int, int]) -> Prior:
     Raises ConfigError for another directory, a second stage of other codes or of another size, and for one that was not
     trained without condition.
     """
-    try:
-        config = run_directory.read_config(paths.path(path))
-        module = None if config is None else task_lib.module(ConfigDict({"task": config["task"]}))
-        if not hasattr(module, "open_weights"):
-            raise ConfigError(f"prior = {path}: it must be the run directory of a prior or of a DALL-E")
-        generator = module.open_weights(path).load(CodeGenerator, vq.compute.dtype)
-    except LoadError as error:
-        raise ConfigError(f"prior = {path}: {error}") from error
+    generator = second_stages.load(path, "prior", vq.compute.dtype)
     if generator.vqgan.fingerprint != vq.fingerprint:
         remedy = f"paint with its copy in the run, --vqgan {path}/vqgan.safetensors"
         raise ConfigError(

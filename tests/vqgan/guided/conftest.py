@@ -132,6 +132,9 @@ class Texts(ClassCondition):
     def encode(self, conditions):
         return super().encode([self.texts.index(text) if text else None for text in conditions])
 
+    def seed(self, condition):
+        return super().seed(self.texts.index(condition))
+
 
 @pytest.fixture(scope="module")
 def second_stage(vq) -> CodeGenerator:

@@ -19,7 +19,8 @@ TRACED = """init_weight init_pixels temperature temperature_end average lr lr_de
     shift perspective jitter erase noise smoothness saturation symmetry edge edge_width palette_weight aesthetic_weight
     prior_weight prior_start prior_guidance sparsity wide wide_side lr_drop stop_after stop_share style_weight vignette
     vignette_width sharpen"""
-STATIC = """size aspect scale steps init_image init_noise latents optimizer cuts cut_method edge_colour palette aesthetic
+STATIC = """size aspect scale steps init_image init_noise init_dalle init_best init_temperature init_guidance latents
+    optimizer cuts cut_method edge_colour palette aesthetic
     overlay prior prior_text drawer drawer_options losses overlay_every overlay_until overlay_alpha lr_drops style
     style_network vignette_colour wallpaper wallpaper_cells lookup tile"""
 FREE = "preset quality save_every memory micro_cuts remat enlarge enlarge_steps enlarge_tiles"
@@ -71,7 +72,7 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"size": (32, 32), "aspect": "square"}, "aspect = 'square' beside size"),
         ({"size": (32, 32), "scale": 2.0}, "scale = 2.0 beside size"),
         ({"init_image": "a.png", "init_noise": "pixels"}, "init_noise = 'pixels' beside init_image"),
-        ({"init_weight": 1.0}, "init_weight = 1.0 has no effect: give init_image or init_noise, or leave init_weight out"),
+        ({"init_weight": 1.0}, "init_weight = 1.0 has no effect: give init_image or init_noise or init_dalle, or leave init_weight out"),
         ({"init_pixels": 1.0}, "init_pixels = 1.0 has no effect: give init_image or init_noise"),
         ({"temperature": 0.5}, "temperature = 0.5 has no effect: give latents = soft or gumbel"),
         ({"temperature_end": 0.5}, "temperature_end = 0.5 has no effect: give latents = soft or gumbel"),
@@ -138,7 +139,7 @@ def test_a_scale_that_changes_nothing_is_refused():
 def test_a_group_without_effect_is_absent():
     options = lib.resolve({})
     absent = {name for name in lib.GROUPS if getattr(options, name) is None}
-    expected = "drawing start probabilities rate_decay border palette aesthetic prior custom_losses wide_cuts"
+    expected = "drawing start drawn_start probabilities rate_decay border palette aesthetic prior custom_losses wide_cuts"
     expected += " repeated_overlay rate_drops auto_stop preset"
     expected += " style vignette wallpaper lookup tile sharpen enlarge"
     assert absent == set(expected.split())

@@ -103,7 +103,7 @@ def test_the_number_of_steps_is_part_of_a_painting_with_a_prior_whose_weight_gro
 
 def test_a_prior_reads_texts_only_if_it_knows_texts(codes_prior):
     classes = dataclasses.replace(codes_prior, condition=ClassCondition(3))
-    with pytest.raises(ConfigError, match="prior_text = True: the prior's condition is a class; it must be a DALL-E"):
+    with pytest.raises(ConfigError, match="prior_text = True: the condition is a class; it must be a DALL-E"):
         classes.encode([parse_scene("a red star")], True)
     with pytest.raises(ConfigError, match="prior_text = True: each prompt must have a text of positive weight"):
         codes_prior.encode([parse_scene("a red star"), parse_scene("a red star:-1 | noise=3")], True)

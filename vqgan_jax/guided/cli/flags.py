@@ -154,6 +154,7 @@ _PARSERS_AND_METAVARS = {
     "style": (str, "FILE"),
     "style_network": (str, "FILE"),
     "prior": (str, "DIR"),
+    "init_dalle": (str, "DIR"),
     "palette": (_parse_names, "COLOURS"),
     "losses": (_parse_names, "MODULE:FUNCTION"),
     "edge_colour": (str, "COLOUR"),

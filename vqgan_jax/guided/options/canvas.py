@@ -95,13 +95,25 @@ class RepeatedOverlay(Group):
 class Start(Group):
     """Initial image (default: random codes)"""
 
-    needs = {"init_image": (), "init_noise": ()}
-    excludes = {"init_image": ("init_noise",)}
+    needs = {"init_image": (), "init_noise": (), "init_dalle": ()}
+    excludes = {"init_image": ("init_noise", "init_dalle"), "init_noise": ("init_dalle",)}
 
     init_image: ImageSource | None = option(None, "initial image")
     init_noise: str | None = option(None, "kind of a generated initial image; plain is light grey", choices=INIT_NOISES)
+    init_dalle: str | None = option(None, "run directory of a DALL-E, which draws the prompt's first text as initial image")
     init_weight: float = traced_option(0.0, "weight of the latents' squared distance to the initial latents", least=0)
     init_pixels: float = traced_option(0.0, "weight of the pixels' squared distance to the initial image", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnStart(Group):
+    """Initial image drawn by a DALL-E"""
+
+    needs = {"init_dalle": ()}
+
+    init_best: int = option(1, "number of drawings, of which the first CLIP chooses the initial image", least=1, most=1024)
+    init_temperature: float = option(1.0, "temperature of the drawings", least=0)
+    init_guidance: float = option(1.0, "guidance of the drawings (arXiv 2207.12598); 1: none", least=0)
 
 
 @dataclasses.dataclass(frozen=True)

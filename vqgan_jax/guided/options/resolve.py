@@ -13,7 +13,7 @@ from train_jax import options as schema
 from train_jax.errors import ConfigError, in_float32
 from vqgan_jax.guided import drawers
 from vqgan_jax.guided.options import presets
-from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, Enlarge, RepeatedOverlay, Start
+from vqgan_jax.guided.options.canvas import IMAGE_OPTIONS, Canvas, DrawnStart, Enlarge, RepeatedOverlay, Start
 from vqgan_jax.guided.options.cutouts import Augmentations, Crops, Cutouts, WideCuts
 from vqgan_jax.guided.options.drawing import Drawing, Latents, Probabilities, make_drawer
 from vqgan_jax.guided.options.filters import Lookup, Sharpen, Tile, Wallpaper
@@ -32,6 +32,7 @@ class Options:
     canvas: Canvas
     repeated_overlay: RepeatedOverlay | None
     start: Start | None
+    drawn_start: DrawnStart | None
     latents: Latents | None
     probabilities: Probabilities | None
     optimization: Optimization
