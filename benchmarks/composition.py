@@ -2,7 +2,7 @@
 
     python -m benchmarks.composition
 
-Trains `configs/clip/demo.py` for 600 updates, unchanged and with one change each, and measures zero-shot accuracy on `test`
+Trains `configs/clip/shapes.py` for 600 updates, unchanged and with one change each, and measures zero-shot accuracy on `test`
 and `novel`. Takes about half an hour on two cores.
 """
 
@@ -27,7 +27,7 @@ CHANGES = {
 
 
 def measure(name: str, changes: dict, updates: int) -> Iterator[Row]:
-    config = load_config("clip/demo")
+    config = load_config("clip/shapes")
     config.steps = updates
     config.optim.warmup_steps = min(config.optim.warmup_steps, updates // 2)
     config.update_from_flattened_dict(changes)

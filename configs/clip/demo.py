@@ -2,8 +2,9 @@
 
     train-jax --config=configs/clip/demo.py --workdir=runs/demo/clip
 
-On 2 CPU cores: 5 minutes. Zero-shot over 80 pairs 98.4 % on `test`, 95.4 % on `novel`; text to image R@1 86.6 %. Every
-200 updates `samples/` shows what searches find so far.
+Muon needs half of AdamW's updates (800 at the rate of `configs/clip/shapes.py`: 99.0 % on `test`, 92.0 % on `novel`, R@1 87.4 %).
+Zero-shot over 80 pairs 99.3 % on `test`, 95.6 % on `novel`; text to image R@1 86.9 %. Every 100 updates `samples/` shows what
+searches find so far.
 """
 
 from ml_collections import ConfigDict
@@ -15,9 +16,11 @@ QUERIES = ("a green heart", "a large purple ring", "something yellow left of som
 
 def get_config() -> ConfigDict:
     c = shapes.get_config()
-    c.steps = 800
-    c.checkpoint = ConfigDict({"every": 200, "keep_last": 1})
+    c.steps = 400
+    c.optim = ConfigDict({"name": "contrib.muon", "lr": 3e-3, "warmup_steps": 50, "weight_decay": 0.1})
+    c.optim.args = ConfigDict({"consistent_rms": 0.2, "adam_b2": 0.98, "eps": 1e-7})
+    c.checkpoint = ConfigDict({"every": 100, "keep_last": 1})
     for evaluator in c.evals.values():
         evaluator.every = 0
-    c.evals.look = ConfigDict({"type": "hits", "split": "test", "queries": QUERIES, "every": 200})
+    c.evals.look = ConfigDict({"type": "hits", "split": "test", "queries": QUERIES, "every": 100})
     return c
