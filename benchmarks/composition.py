@@ -2,8 +2,8 @@
 
     python -m benchmarks.composition
 
-Trains `configs/clip/shapes.py` for 600 updates, unchanged and with one change each, and measures zero-shot accuracy on `test`
-and `novel`. Takes about half an hour on two cores.
+Trains `configs/clip/shapes.py` for 600 updates, unchanged and with one change each, and measures zero-shot accuracy on
+`test` and `novel`. Takes about half an hour on two cores.
 """
 
 import argparse

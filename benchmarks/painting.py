@@ -3,7 +3,8 @@
     python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --held_out runs/clip-held-out [--seeds 1]
     python -m benchmarks.painting --data emoji --vqgan runs/emoji/vqgan --clip runs/emoji/clip --held_out runs/emoji/judge
 
-Images are painted with the options of the demo, which NAME=VALUE arguments override. The accuracy by CLIP is the share of
+Images are painted from a plain start or, with --dalle, from drawings, with the options of the demo's data, which NAME=VALUE
+arguments override. The accuracy by CLIP is the share of
 images whose prompt is nearest among all prompts. The held-out CLIP is the same model trained with another seed
 (`--config.seed=1`); a lower accuracy by the held-out CLIP shows over-fitting to the guiding CLIP. Cosines of paintings, and
 of true pictures beside them, tell whether a CLIP prefers what was painted to the thing. "All parts" of a prompt are what it
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="shapes", choices=command.DEMOS, help="prompts, options and reader")
     parser.add_argument("--vqgan", default="runs/demo/vqgan")
     parser.add_argument("--clip", nargs="+", default=["runs/demo/clip"], help="the guiding CLIPs")
+    parser.add_argument("--dalle", help="a DALL-E, which draws the starts; default: the plain start of the demo's data")
     parser.add_argument("--held_out", default="runs/clip-held-out", help="the held-out CLIP")
     parser.add_argument("--prompts", type=positive, default=PROMPTS)
     parser.add_argument("--seeds", type=positive, default=1, help="number of images per prompt")
@@ -41,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    changes = dict(map(parse_option, arguments.options))
     demo = command.open_demo(arguments.data)
+    start = {"init_dalle": arguments.dalle} | demo.DRAWN_START if arguments.dalle else {}
+    changes = start | dict(map(parse_option, arguments.options))
     vq = vqgan_jax.load(arguments.vqgan)
     clips, held_out = [clip_jax.load(path) for path in arguments.clip], clip_jax.load(arguments.held_out)
     prompts, pictures = zip(*demo.make_examples(arguments.prompts, vq.size), strict=True)

@@ -1,9 +1,9 @@
-"""Paints prompts with the demo's VQGAN and CLIP, and reports snapshots and the judgements of CLIP and the reader.
+"""Paints prompts from drawings by the demo's DALL-E, and reports snapshots and the judgements of CLIP and the reader.
 
     python -m vqgan_jax.guided.demo [--data shapes|emoji] --workdir runs/demo
 
-Writes `painting.png` and a part of `index.html` to the working directory. Requires the runs `vqgan/` and `clip/` that
-`vqgan_jax.demo` and `clip_jax.demo` write there.
+Writes `painting.png` and a part of `index.html` to the working directory. Requires the runs `vqgan/`, `clip/` and `dalle/`
+that `vqgan_jax.demo`, `clip_jax.demo` and `dalle_jax.demo` write there.
 """
 
 import sys
@@ -23,7 +23,7 @@ from train_jax.pictures import image_grid
 from vqgan_jax.guided.painting import Painting, paint
 
 SAVE_EVERY = 10
-SHOWN_STEPS = (10, 20, 40, 80, 160, 300)  # steps after which a snapshot is shown
+SHOWN_STEPS = (10, 20, 40, 70, 100)  # steps after which a snapshot is shown
 ENLARGED = 3  # pixels of the sheet along a pixel of an image
 MARGIN = 130  # width of the column of prompts, in pixels
 
@@ -34,19 +34,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(demo: ModuleType, workdir: Path, **options) -> Painting:
-    """Paints `demo.PAINTED` and adds a part to the page. `options` of `guided.paint` override `demo.PAINTING`."""
+    """Paints `demo.PAINTED` and adds a part to the page. `options` of `guided.paint` override those of `demo`."""
+    options = demo.PAINTING | demo.DRAWN_START | {"init_dalle": str(workdir / "dalle")} | options
     start_time = time.monotonic()
     vq, clip = vqgan_jax.load(workdir / "vqgan"), clip_jax.load(workdir / "clip")
-    painting = paint(vq, clip, demo.PAINTED, save_every=SAVE_EVERY, **demo.PAINTING | options)
+    painting = paint(vq, clip, demo.PAINTED, save_every=SAVE_EVERY, **options)
     sheet = workdir / "painting.png"
     draw_snapshot_grid(demo.PAINTED, painting).save(sheet)
     text = format_table(clip, sources.open_source(demo.SOURCE, demo.SPLIT).judge, demo.PAINTED, painting)
     steps = ", ".join(map(str, SHOWN_STEPS))
-    parts = [page.heading("Painted by the gradient of CLIP", 1), page.block(text)]
+    parts = [page.heading("Painted by the gradient of CLIP, from drawings by DALL-E", 1), page.block(text)]
     parts += [page.heading(f"After {steps} steps", 2), page.image(sheet)]
     page_path = page.add_part(workdir, "4-painting", "\n".join(parts))
     print(f"\n{text}\n\npicture: {sheet}; page: {page_path}")
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in demo.PAINTING.items())
+    stated = {name: value for name, value in options.items() if value is not None and name != "progress"}
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in stated.items())
     models = f"--vqgan {workdir / 'vqgan'} --clip {workdir / 'clip'}"
     print(f'try:     vqgan-jax paint "{demo.PAINTED[0]}" {models} {flags} --out painting.png')
     print(f"took {(time.monotonic() - start_time) / 60:.1f} minutes")

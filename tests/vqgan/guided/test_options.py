@@ -72,7 +72,7 @@ def test_qualities_are_defaults_of_steps_and_cuts():
         ({"size": (32, 32), "aspect": "square"}, "aspect = 'square' beside size"),
         ({"size": (32, 32), "scale": 2.0}, "scale = 2.0 beside size"),
         ({"init_image": "a.png", "init_noise": "pixels"}, "init_noise = 'pixels' beside init_image"),
-        ({"init_weight": 1.0}, "init_weight = 1.0 has no effect: give init_image or init_noise or init_dalle, or leave init_weight out"),
+        ({"init_weight": 1.0}, "has no effect: give init_image or init_noise or init_dalle, or leave init_weight out"),
         ({"init_pixels": 1.0}, "init_pixels = 1.0 has no effect: give init_image or init_noise"),
         ({"temperature": 0.5}, "temperature = 0.5 has no effect: give latents = soft or gumbel"),
         ({"temperature_end": 0.5}, "temperature_end = 0.5 has no effect: give latents = soft or gumbel"),

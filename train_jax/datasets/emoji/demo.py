@@ -49,6 +49,9 @@ DRAWN = {"top_p": 0.9, "temperature": 0.7, "guidance": 1.0}  # options of the sa
 
 PAINTED = ("red apple", "sunflower", "owl", "pineapple", "mushroom", "octopus")
 PAINTING = {"steps": 300, "cuts": 8, "init_noise": "plain", "init_pixels": 1.0, "cut_min": 0.6, "jitter": 0.0}
+# Changes for a painting that starts from a drawing by a DALL-E (`init_dalle`).
+DRAWN_START = {"init_noise": None, "init_best": 8, "init_temperature": 0.7}
+DRAWN_START |= {"init_pixels": 10.0, "cut_min": 0.8, "steps": 100}
 
 
 def make_images(data: ConfigDict) -> Iterator[tuple[str, dict, bytes]]:
