@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from train_jax.errors import ConfigError
 from vqgan_jax.guided import options as options_lib
@@ -27,11 +27,13 @@ class Exploration:
       cells: the options of each combination. The last name of the grid changes fastest.
       images: final images, those with alpha over white.
       losses: loss before the last step.
+      steps: number of steps taken.
     """
 
     cells: list[dict[str, Any]]
     images: UInt8[np.ndarray, "prompts cells H W 3"]
     losses: Float32[np.ndarray, "prompts cells"]
+    steps: Int32[np.ndarray, "prompts cells"]
 
 
 def combine(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -84,7 +86,7 @@ def explore(
             raise ConfigError("drawers with a VQGAN and without one paint different sizes unless size is given: give it")
     traced = {name: values for name, values in grid.items() if name in options_lib.TRACED}
     settings = combine(traced)
-    painted: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    painted: dict[str, tuple[np.ndarray, ...]] = {}
     for static in combine({name: values for name, values in grid.items() if name not in traced}):
         chosen = dict(options) | static
         painting = paint_many(
@@ -93,9 +95,9 @@ def explore(
         )  # fmt: skip
         for index, setting in enumerate(settings):
             images = over_white(painting.images[:, 0, index])
-            painted[_key(static | setting, grid)] = images, painting.losses[:, 0, index, -1]
-    images, losses = zip(*(painted[_key(cell, grid)] for cell in cells), strict=True)
-    return Exploration([dict(options) | cell for cell in cells], np.stack(images, axis=1), np.stack(losses, axis=1))
+            painted[_key(static | setting, grid)] = images, painting.losses[:, 0, index, -1], painting.steps[:, 0, index]
+    arrays = zip(*(painted[_key(cell, grid)] for cell in cells), strict=True)
+    return Exploration([dict(options) | cell for cell in cells], *(np.stack(array, axis=1) for array in arrays))
 
 
 def _key(cell: Mapping[str, Any], grid: Mapping[str, Any]) -> str:

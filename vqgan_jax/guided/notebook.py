@@ -65,7 +65,7 @@ class Form:
             self.painting = paint(
                 self.vq, self.clip, self.prompt.value, seed=self.seed.value, progress=False, preview=self._show, **values
             )
-            self.status.value = f"{values['steps']} steps, loss {self.painting.losses[0, -1]:.4f}"
+            self.status.value = f"{self.painting.steps[0]} steps, loss {self.painting.losses[0, -1]:.4f}"
         except (UserError, BrokenSample, FloatingPointError, OSError) as error:
             self.status.value = str(error)
         finally:

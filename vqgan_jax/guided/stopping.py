@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, Int32
 
 from train_jax.errors import ConfigError
 from vqgan_jax.guided.options import Options
@@ -73,6 +74,13 @@ def settled_step(scene: Scene, options: Options) -> int:
             f"stop_after = {after} has no effect in {steps} steps{counted}; set a smaller stop_after, or more steps"
         )
     return settled
+
+
+def describe_stops(steps: Int32[np.ndarray, "n"], total: int) -> str:
+    """Describes after which of `total` steps paintings have stopped; empty if none of them has."""
+    if (steps == total).all():
+        return ""
+    return f"stopped after {', '.join(map(str, steps))} of {total} steps: the loss improved no more"
 
 
 def _last_changes(scene: Scene, o: Options) -> list[tuple[int, str]]:

@@ -57,6 +57,8 @@ def test_a_painting_stops_without_improvement(clip, tmp_path):
     shorter = guided.paint(None, clip, "a star", **FEW | {"steps": 3})
     np.testing.assert_allclose(painting.latents, shorter.latents, atol=1e-5)
     assert painting.steps == [3] and shorter.steps == [3]
+    assert stopping.describe_stops(painting.steps, 10) == "stopped after 3 of 10 steps: the loss improved no more"
+    assert stopping.describe_stops(shorter.steps, 3) == ""
     again = guided.paint(None, clip, "a star", resume_from=tmp_path / "s.npz", **alone)
     np.testing.assert_array_equal(again.losses, painting.losses)
     np.testing.assert_array_equal(again.latents, painting.latents)

@@ -31,8 +31,8 @@ def run_exploration(arguments, request: PaintRequest, vq, clips, fields: dict[st
         for x, (prompt, cell) in enumerate(row):
             name = out.with_name(f"{out.stem}-{y + 1}-{x + 1}.png")
             words = _make_command(run, run["prompts"][prompt], explored.cells[cell], str(name))
-            loss = explored.losses[prompt, cell]
-            commands.append(f"# row {y + 1}, column {x + 1}: loss {loss:.4f}\n{shlex.join(words)}\n")
+            result = f"loss {explored.losses[prompt, cell]:.4f} after {explored.steps[prompt, cell]} steps"
+            commands.append(f"# row {y + 1}, column {x + 1}: {result}\n{shlex.join(words)}\n")
     print("".join(commands), end="")
     commands_file(arguments.out).write_text("".join(commands), "utf-8")
     metadata.save(enlarged_grid(sheet), out, fields)

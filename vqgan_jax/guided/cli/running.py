@@ -110,6 +110,7 @@ def run_painting(
     from vqgan_jax.guided import metadata
     from vqgan_jax.guided.colour import over_white
     from vqgan_jax.guided.painting import paint
+    from vqgan_jax.guided.stopping import describe_stops
 
     n, prompts = request.run["n"], request.run["prompts"]
 
@@ -129,6 +130,8 @@ def run_painting(
         resume_from=arguments.resume, state_file=arguments.state,
         preview=preview or (write_preview if arguments.preview else None), **request.options,
     )  # fmt: skip
+    if stops := describe_stops(painting.steps, painting.losses.shape[1]):
+        print(stops, file=sys.stderr)
     selection = slice(None) if request.only is None else slice(request.only, request.only + 1)
     metadata.save(make_sheet(painting.images[selection]), arguments.out, fields)
     if arguments.folder:
