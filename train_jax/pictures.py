@@ -47,6 +47,21 @@ def split_into_rows(images: Sequence[np.ndarray] | np.ndarray, columns: int | No
     return [list(images[i : i + columns]) for i in range(0, len(images), columns)]
 
 
+def draw_as_text(image: UInt8[np.ndarray, "H W 3"], columns: int) -> str:
+    """Draws an image for a terminal of 24-bit colours: each character is a half block, two pixels one above the other.
+
+    An image wider than `columns` is made as wide.
+    """
+    width = min(columns, image.shape[1])
+    height = 2 * max(1, round(width * image.shape[0] / image.shape[1] / 2))
+    pixels = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+    lines = [
+        "".join("\x1b[38;2;{};{};{};48;2;{};{};{}m\u2580".format(*above, *below) for above, below in zip(*pair, strict=True))
+        for pair in zip(pixels[::2].tolist(), pixels[1::2].tolist(), strict=True)
+    ]
+    return "".join(f"{line}\x1b[0m\n" for line in lines)
+
+
 def save_png(image: Image.Image, path: str | Path, key: str, metadata: Mapping[str, Any]) -> None:
     """Writes a PNG with metadata, stored as JSON in the text chunk `key`."""
     text = PngInfo()

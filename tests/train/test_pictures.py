@@ -1,6 +1,7 @@
 """Pictures side by side, and PNGs that tell how they were made."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +26,17 @@ def test_small_pictures_are_enlarged_for_people():
     rows = [[plain(0, 32, 32), plain(200, 32, 32)]]
     np.testing.assert_array_equal(pictures.enlarged_grid(rows), pictures.image_grid(rows).repeat(4, 0).repeat(4, 1))
     assert pictures.enlarged_grid([[plain(0, 200, 100)]]).size == (100, 200)
+
+
+def test_a_picture_as_text_has_two_pixels_a_character():
+    image = np.arange(4 * 3 * 3, dtype=np.uint8).reshape(4, 3, 3)
+    lines = pictures.draw_as_text(image, 80).splitlines()
+    colours = [re.findall(r"\[38;2;(.*?);48;2;(.*?)m▀", line) for line in lines]  # of each character above and below
+    shown = [[[pair[half].split(";") for pair in line] for half in (0, 1)] for line in colours]
+    np.testing.assert_array_equal(np.array(shown, int).reshape(4, 3, 3), image)
+    assert all(line.endswith("\x1b[0m") for line in lines)
+    narrow = pictures.draw_as_text(np.full((40, 20, 3), 7, np.uint8), 5).splitlines()
+    assert [line.count("▀") for line in narrow] == [5] * 5
 
 
 @pytest.mark.parametrize("count, columns, lengths", [(5, None, [3, 2]), (9, None, [3, 3, 3]), (5, 2, [2, 2, 1])])

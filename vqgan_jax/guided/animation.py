@@ -217,7 +217,8 @@ def animate(
     if motion.blend is not None and len(scenes) == 1:
         raise ConfigError(f"blend = {motion.blend} needs two scenes or more, and the prompt has one: write A ^ B")
     for part in (part for scene in scenes for part in scene if part.is_timed):
-        raise ConfigError(f"the weight of {part.content!r} changes by steps: in an animation it changes by scenes, A ^ B")
+        remedy = "write an expression of the frame n, such as (1-n/30), or scenes, A ^ B"
+        raise ConfigError(f"the weight of {part.content!r} changes by steps: in an animation {remedy}")
     source = None
     if motion.video_in is not None:
         options, source, motion = _start_from_video(vq, clip, motion, options, len(scenes))

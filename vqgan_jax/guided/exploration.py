@@ -50,6 +50,30 @@ def combine(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
+def usual_values(name: str, with_vqgan: bool = False) -> list[Any]:
+    """Returns values at which to look at an option: all its choices, half and twice a number, or parts of what is off.
+
+    Args:
+      with_vqgan: whether choices that need a VQGAN are among them.
+
+    Raises ConfigError for an option that has none, such as a colour, or a weight that is 0 by default.
+    """
+    field = options_lib.FIELDS[name]
+    default, choices, most = field.default, field.metadata["choices"], field.metadata["most"]
+    if name in ("drawer", "preset"):  # of which unclip needs a run
+        return [x for x in choices if x != "unclip" and (with_vqgan or not uses_vqgan({name: x}))]
+    if choices:
+        return list(choices)
+    if isinstance(default, bool):
+        return [False, True]
+    if isinstance(default, int | float) and default:
+        values = [type(default)(factor * default) for factor in (0.5, 1, 2)]
+        return [value for value in values if value and (most is None or value <= most)]
+    if default == 0 and most == 1:
+        return [0.0, 0.3, 0.6]
+    raise ConfigError(f"grid {name}: it has no usual values; write {name}=VALUE,VALUE")
+
+
 def uses_vqgan(options: Mapping[str, Any]) -> bool:
     """Returns whether a painting with these options needs a VQGAN."""
     return presets.apply(options).get("drawer", "vqgan") == "vqgan"

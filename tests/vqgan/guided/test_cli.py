@@ -12,8 +12,9 @@ from PIL import Image
 
 import clip_jax
 import vqgan_jax
+from train_jax.pictures import draw_as_text
 from vqgan_jax import cli, guided
-from vqgan_jax.guided import metadata
+from vqgan_jax.guided import colour, metadata
 from vqgan_jax.guided.cli import request
 from vqgan_jax.guided.cli.flags import to_flag
 
@@ -244,8 +245,10 @@ def test_layers_make_a_transparent_picture_without_a_vqgan(models, tmp_path, cap
     out, video = tmp_path / "out.png", tmp_path / "v.gif"
     drawer = ("--drawer", "layers", "--drawer-options", "of=grid,count=3", "--sparsity", 0.1)
     words = (PROMPT, "--clip", models / "clip", *FEW)
-    assert call("paint", *words, *drawer, "--size", "32x32", "--out", out, "--video", video) == 0
+    assert call("paint", *words, *drawer, "--size", "32x32", "--out", out, "--video", video, "--preview", "-") == 0
     painted = pixels(out)
+    shown, last = capsys.readouterr().err, draw_as_text(colour.over_white(painted), 80)
+    assert last in shown and shown.count("▀") == 3 * last.count("▀"), "the terminal shows it after each step"
     assert painted.shape == (32, 32, 4) and painted[..., 3].std() > 1
     about = metadata.read(out)
     assert about["vqgan"] is None and about["options"]["drawer_options"] == {"count": 3, "of": "grid"}

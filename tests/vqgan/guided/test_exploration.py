@@ -50,6 +50,16 @@ def test_combinations_that_share_a_program_are_painted_at_once(clip, monkeypatch
             exploration.combine(grid)
 
 
+def test_usual_values():
+    assert exploration.usual_values("lr") == [0.05, 0.1, 0.2] and exploration.usual_values("cuts") == [16, 32, 64]
+    assert exploration.usual_values("cut_min") == [0, 0.3, 0.6] and exploration.usual_values("remat") == [False, True]
+    assert exploration.usual_values("flip") == [0.25, 0.5, 1.0] and exploration.usual_values("palette_weight") == [0.5, 1, 2]
+    drawers = exploration.usual_values("drawer")
+    assert drawers[:2] == ["pixel", "grid"] and not {"vqgan", "unclip"} & set(drawers)
+    assert exploration.usual_values("drawer", with_vqgan=True) == ["vqgan", *drawers]
+    assert set(exploration.usual_values("preset", with_vqgan=True)) - set(exploration.usual_values("preset")) == {"mask"}
+
+
 def test_a_sheet_and_its_commands(from_clip, tmp_path, capsys):
     out = tmp_path / "sheet.png"
     words = ["paint", "--explore", "a star", "--clip", "c", *FLAGS, "--seed", "3"]
@@ -79,7 +89,8 @@ def test_a_sheet_and_its_commands(from_clip, tmp_path, capsys):
     [
         (["--grid", "lr=1,2"], "give both, or neither"),
         (["--explore"], "give both, or neither"),
-        (["--explore", "--grid", "lr"], "--grid lr: it must be NAME=VALUE,VALUE"),
+        (["--explore", "--grid", "lr,smoothness"], "grid smoothness: it has no usual values; write smoothness=VALUE,VALUE"),
+        (["--explore", "--grid", "lr,cutmin"], "cutmin is not an option (in --grid): did you mean cut_min?"),
         (["--explore", "--grid", "lr=fast"], "--grid: lr = 'fast'; it must be a number"),
         (["--explore", "--grid", "lr=-1,2"], "lr = -1.0; it must be positive"),
         (["--explore", "--grid", "remat=yes"], "it must be true or false"),

@@ -1,13 +1,14 @@
 """The prior of a painting: the likelihood of its codes under a second stage, and what cannot be one."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train_jax.errors import ConfigError
+from train_jax.errors import ConfigError, LoadError
 from vqgan_jax import guided
 from vqgan_jax.guided import latents, metadata, options, painting, prior, resume
 from vqgan_jax.guided.prompts import parse_scene
@@ -125,14 +126,20 @@ def test_a_run_is_known_by_its_config_and_newest_checkpoint(tmp_path):
     assert metadata.hash_run(str(tmp_path)) != digest
 
 
-def test_a_prior_is_loaded_once_for_all_batches_of_paintings(vq, clip, codes_prior, monkeypatch):
+def test_a_prior_is_loaded_once_for_all_batches_of_paintings_and_known_to_a_state(
+    vq, clip, codes_prior, monkeypatch, tmp_path
+):
     calls = []
 
     def load(path, vq, size):
         calls.append(path)
-        return codes_prior
+        return codes_prior if len(calls) < 3 else dataclasses.replace(codes_prior, fingerprint="another")
 
     monkeypatch.setattr(prior, "load", load)
     options = STILL | {"steps": 1, "save_every": 1, "progress": False}
     painted = guided.paint_many(vq, clip, ["a red star"], seeds=(0, 1), at_once=1, **options)
     assert painted.images.shape[:2] == (1, 2) and calls == ["of a test"]
+    paint = functools.partial(guided.paint, vq, clip, "a red star", **options)
+    paint(state_file=tmp_path / "s.npz")
+    with pytest.raises(LoadError, match=f"prior is {codes_prior.fingerprint} in the file and another in this painting"):
+        paint(resume_from=tmp_path / "s.npz")

@@ -63,13 +63,13 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--video", metavar="FILE", help=text)
     text = f"frames per second of the video, and of the time t in expressions (default {video.FPS})"
     sub.add_argument("--fps", type=float, help=text)
-    sub.add_argument("--preview", metavar="FILE", help="output .png for intermediate images")
+    sub.add_argument("--preview", metavar="FILE", help="output .png for intermediate images; -: this terminal")
     sub.add_argument("--state", metavar="FILE", help="output .npz for the state, from which --resume continues")
     sub.add_argument("--resume", metavar="FILE", help="state file to continue from; a video starts there")
     text = "paint all combinations of --grid as one sheet; their commands are printed, and written beside it as .txt"
     sub.add_argument("--explore", action="store_true", help=text)
-    text = "an option and its values, separated by commas, or by ; where a value has commas; repeatable"
-    sub.add_argument("--grid", metavar="NAME=V,V", action="append", help=text)
+    text = "an option and its values, separated by commas, or ; where a value has commas; or NAME,NAME: usual values"
+    sub.add_argument("--grid", metavar="NAME=V,V", action="append", help=f"{text}; repeatable")
     text = "YAML file with prompts, vqgan, clip, clip_weights, dtype, seed, n, grid and the options below; flags override it"
     sub.add_argument("--config", metavar="FILE", help=text)
     sub.add_argument("--repeat", metavar="FILE", help="painted .png to reproduce, with the other images of its batch")

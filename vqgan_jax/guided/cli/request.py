@@ -47,9 +47,9 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
     stated = vars(arguments)
     names = {**RUN_DEFAULTS, **MOTION_OPTIONS, **options_lib.FIELDS}
     values = {name: stated[name] for name in names if name in stated and stated[name] != []}
-    only, grid = None, _parse_grid(arguments.grid or [])
+    only, grid, texts = None, {}, arguments.grid or []
     if arguments.repeat:
-        conflicting = ["grid"] if grid else ["explore"] if arguments.explore else []
+        conflicting = ["grid"] if texts else ["explore"] if arguments.explore else []
         conflicting += sorted(values.keys() - {"vqgan", "clip"}) + (["config"] if arguments.config else [])
         if conflicting:
             argument = "a PROMPT" if conflicting[0] == "prompts" else to_flag(conflicting[0])
@@ -58,9 +58,10 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
         values = saved | values
     elif arguments.config:
         from_file = _read_config(arguments.config)
-        grid = _check_grid(arguments.config, from_file.pop("grid", {})) | grid
+        grid = _check_grid(arguments.config, from_file.pop("grid", {}))
         options_lib.refuse_unknown(from_file, names, f"an option (in {arguments.config})")
         values = from_file | values
+    grid = grid | _parse_grid(texts, bool(values.get("vqgan")))
     run = RUN_DEFAULTS | {name: values[name] for name in RUN_DEFAULTS if name in values}
     for name in ("prompts", "clip"):
         run[name] = [run[name]] if isinstance(run[name], str) else run[name]
@@ -97,19 +98,24 @@ def parse_request(arguments: argparse.Namespace) -> PaintRequest:
     return request
 
 
-def _parse_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Parses NAME=VALUE,VALUE. Raises UserError for unknown names and invalid values."""
+def _parse_grid(texts: Sequence[str], with_vqgan: bool) -> dict[str, list[Any]]:
+    """Parses NAME=VALUE,VALUE, or NAME,NAME of options at their usual values.
+
+    Raises UserError for unknown names and invalid values.
+    """
+    from vqgan_jax.guided import exploration
+
     grid: dict[str, list[Any]] = {}
     for text in texts:
-        name, equals, values = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals:
-            raise UserError(f"--grid {text}: it must be NAME=VALUE,VALUE")
-        options_lib.refuse_unknown([name], options_lib.FIELDS, "an option (in --grid)")
-        if name in grid:
-            raise UserError(f"--grid {name} is given twice: write all its values once")
+        names, equals, values = text.partition("=")
+        names = [name.strip().replace("-", "_") for name in ([names] if equals else names.split(","))]
+        options_lib.refuse_unknown(names, options_lib.FIELDS, "an option (in --grid)")
         parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
-        grid[name] = [parse_text("--grid", name, part) for part in parts]
+        for name in names:
+            if name in grid:
+                raise UserError(f"--grid {name} is given twice: write all its values once")
+            stated = [parse_text("--grid", name, part) for part in parts] if equals else None
+            grid[name] = stated or exploration.usual_values(name, with_vqgan)
     return grid
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,15 +16,18 @@ from vqgan_jax.guided.cli.exploring import commands_file, run_exploration
 from vqgan_jax.guided.cli.request import PaintRequest, parse_request
 from vqgan_jax.guided.cli.validation import validate
 
+_TERMINAL = "-"  # as the file of --preview
 _VIDEO_STEPS = 5  # default of --save-every with --video: number of steps between frames
 
 
 def paint_command(arguments: argparse.Namespace) -> int:
     """Runs the command `paint`."""
     out = arguments_lib.png(arguments.out, "the image")
-    if arguments.preview:
+    if arguments.preview and arguments.preview != _TERMINAL:
         arguments_lib.png(arguments.preview, "the preview", "--preview")
     outputs = {name: getattr(arguments, name) for name in ("out", "video", "preview", "state", "folder")}
+    if arguments.preview == _TERMINAL:
+        del outputs["preview"]
     if arguments.video and not Path(arguments.video).suffix:
         del outputs["video"]  # a folder, checked below
     arguments_lib.check_outputs(**outputs)
@@ -102,7 +106,7 @@ def run_painting(
 
     Args:
       fields: metadata of the images.
-      preview: as in `guided.paint`; None: writes the file `arguments.preview`, if it is set.
+      preview: as in `guided.paint`; None: writes to `arguments.preview`, if it is set.
     """
     from PIL import Image
 
@@ -123,7 +127,7 @@ def run_painting(
         return Image.fromarray(images[0]) if len(images) == 1 else enlarged_grid(group_by_prompt(over_white(images)))
 
     def write_preview(step, images, losses) -> None:
-        make_sheet(images).save(arguments.preview)
+        _write_preview(make_sheet(images), arguments.preview)
 
     painting = paint(
         vq, clips, prompts, seed=request.run["seed"], n=n, clip_weights=request.run["clip_weights"],
@@ -164,9 +168,23 @@ def _run_animation(arguments, request: PaintRequest, vq, clips, fields: dict[str
     animation = animate(
         vq, clips, request.run["prompts"][0], motion=Motion(**request.motion), seed=request.run["seed"],
         clip_weights=request.run["clip_weights"],
-        preview=preview and (lambda index, image: Image.fromarray(image).save(preview)), **request.options,
+        preview=preview and (lambda index, image: _write_preview(Image.fromarray(image), preview)), **request.options,
     )  # fmt: skip
     metadata.save(Image.fromarray(animation.frames[-1]), arguments.out, fields)
     if arguments.video:
         fps = arguments.fps or request.motion.get("fps", video.FPS)
         video.write(arguments.video, list(over_white(animation.frames)), fps)
+
+
+def _write_preview(image, path: str) -> None:
+    """Writes an intermediate picture, a PIL image, to a PNG, or draws it in the terminal, over white if it has alpha."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from train_jax.pictures import draw_as_text
+    from vqgan_jax.guided.colour import over_white
+
+    if path == _TERMINAL:
+        tqdm.write(draw_as_text(over_white(np.asarray(image)), shutil.get_terminal_size().columns), sys.stderr, end="")
+    else:
+        image.save(path)
