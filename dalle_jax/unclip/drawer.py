@@ -30,6 +30,7 @@ class ImageEmbedding(Drawer):
 
     run: str = option("", "run directory of a decoder of unCLIP")
     steps: int = option(5, "steps of DDIM in which the decoder paints", least=2)
+    is_scalable = True
 
     def __post_init__(self):
         if not self.run:

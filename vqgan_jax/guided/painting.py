@@ -196,6 +196,8 @@ def check_request(seed: int | np.integer, n: int | np.integer, prompts: Sequence
 def enlarge(vq: Vqgan | None, painter: "Painter", painting: Painting, progress: bool) -> Painting:
     """Paints on at the larger size of the options, if there is one, from the enlarged pictures, over white if transparent.
 
+    Scalable drawers show the same parameters at the larger size; others start from what they encode.
+
     The step counter continues, so that cutouts are new and weights of parts change further, while schedules stay at their
     ends. `init_weight` and `init_pixels` refer to the enlarged pictures. Snapshots are those of the smaller size.
     """
@@ -208,7 +210,8 @@ def enlarge(vq: Vqgan | None, painter: "Painter", painting: Painting, progress: 
     if options.enlarge_tiles:
         return dataclasses.replace(painting, images=painter.reconstruct_in_tiles(images))
     jobs = [job._replace(options=enlargement.enlarge_options(job.options, size)) for job in painter.jobs]
-    larger = Painter(vq, painter.clips, jobs, [float(w) for w in painter.clip_weights], images=images)
+    clip_weights, z = [float(w) for w in painter.clip_weights], painting.latents if painter.drawer.is_scalable else None
+    larger = Painter(vq, painter.clips, jobs, clip_weights, images=images, parameters=z)
     larger.filters = filters.enlarge_cells(painter.filters, options.enlarge)
     larger_painting = larger.run(larger.state._replace(step=larger.state.step + done), painting.losses, progress)
     if options.enlarge_steps == 0:
@@ -243,6 +246,7 @@ class Painter:
     Args:
       loaded: the prior of the options, if it is loaded already.
       images: start pictures of the jobs, instead of those of the options.
+      parameters: what shows these pictures; None: they are encoded.
     """
 
     def __init__(
@@ -253,8 +257,9 @@ class Painter:
         clip_weights: Sequence[float | int] | None = None,
         loaded: prior.Prior | None = None,
         images: Float32[np.ndarray, "n H W 3"] | None = None,
+        parameters: Parameters | None = None,
     ):
-        self.images = images
+        self.images, self.parameters = images, parameters
         self.jobs, self.options = list(jobs), jobs[0].options
         settled = np.array([stopping.settled_step(job.scene, job.options) for job in self.jobs], np.int32)
         self.settled = settled if settled.any() else None
@@ -576,7 +581,7 @@ class Painter:
         with jax.set_mesh(self.mesh):
             z = self.drawer.init(self.size, [job.seed for job in self.jobs])
         if self.images is not None:
-            return self.images, self.encode(self.images, z)
+            return self.images, self.encode(self.images, z) if self.parameters is None else self.to_devices(self.parameters)
         if start is None:
             return np.zeros((n, *self.size, 3), np.float32), self.to_devices(z)
         if start.init_image is not None:

@@ -1,12 +1,13 @@
 """Enlarged paintings: what a drawer makes of the enlarged picture, and steps at the larger size."""
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from train_jax.errors import ConfigError
 from vqgan_jax import guided
-from vqgan_jax.guided import enlargement
+from vqgan_jax.guided import colour, enlargement
 from vqgan_jax.guided.options import resolve
 
 PLAIN = {"flip": 0.0, "rotate": 0.0, "shift": 0.0, "perspective": 0.0, "jitter": 0.0, "noise": 0.0, "progress": False}
@@ -39,6 +40,19 @@ def test_a_vqgan_reconstructs_the_enlarged_picture(vq, clip):
     picture = np.asarray(Image.fromarray(larger.snapshots[0, -1]).resize((32, 32), Image.Resampling.LANCZOS))
     codes = vq.encode(picture[None].astype(np.float32) / 255)
     np.testing.assert_array_equal(larger.codes, codes)
+
+
+@pytest.mark.parametrize("name", ["strokes", "polygons", "splats", "implicit", "layers"])
+def test_shapes_are_the_same_at_the_larger_size(clip, name):
+    few = {"of": "implicit"} if name == "layers" else {"width": 8} if name == "implicit" else {"count": 4}
+    painted = guided.paint(
+        None, clip, "a star", drawer_options=few, enlarge=2, enlarge_steps=0, **PIXELS | {"drawer": name, "steps": 1}
+    )
+    small, large = (colour.over_white(x)[0].astype(float) for x in (painted.snapshots[:, -1], painted.images))
+    halved = large.reshape(16, 2, 20, 2, 3).mean((1, 3))
+    assert large.shape == (32, 40, 3) and np.abs(halved - small).mean() < 3, "but for softer edges"
+    plain = guided.paint(None, clip, "a star", drawer_options=few, **PIXELS | {"drawer": name, "steps": 1})
+    jax.tree.map(np.testing.assert_array_equal, painted.latents, plain.latents)
 
 
 def test_tiles_are_blended_and_then_filtered(vq, clip):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,12 @@ class Drawer(Options):
 
     Parameters are a tree of float32 arrays, scaled so that a step of 0.1 in each of them is a sensible one. A drawer is a
     static part of compiled programs. It has no weights, unless it renders by a network.
+
+    Attributes:
+      is_scalable: whether the same parameters show the same picture at all sizes.
     """
+
+    is_scalable: ClassVar[bool] = False
 
     @property
     def factor(self) -> int:

@@ -23,6 +23,7 @@ class Implicit(Drawer):
     activation: str = option("sine", "activation of hidden layers", choices=("sine", "tanh"))
     frequency: float = option(12.0, "factor on positions: larger values give finer patterns", above=0)
     seamless: bool = option(False, "whether the picture tiles without a seam")
+    is_scalable = True
 
     def init(self, size, seeds):
         """Draws weights of the network."""

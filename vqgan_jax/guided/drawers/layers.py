@@ -31,6 +31,11 @@ class Layers(Drawer):
         """That of the inner drawer."""
         return self.inner.factor
 
+    @property
+    def is_scalable(self):
+        """As the inner drawer."""
+        return self.inner.is_scalable
+
     def init(self, size, seeds):
         """Draws parameters of the inner drawer, for colour and opacity of each layer."""
         sequences = [np.random.SeedSequence((seed, i)) for seed in seeds for i in range(2 * self.count)]

@@ -19,6 +19,7 @@ class Polygons(Drawer):
     corners: int = option(5, "corners of each polygon", least=3, most=64)
     radius: float = option(0.12, "initial radius, as a fraction of the shorter side", above=0, most=1)
     ground: str = option("white", "colour of the background, or transparent")
+    is_scalable = True
 
     def __post_init__(self):
         rasterise.check_ground(self.ground)

@@ -19,6 +19,7 @@ class Splats(Drawer):
     count: int = option(256, "splats", least=1)
     radius: float = option(0.04, "initial deviation, as a fraction of the shorter side", above=0, most=1)
     ground: str = option("white", "colour of the background, or transparent")
+    is_scalable = True
 
     def __post_init__(self):
         rasterise.check_ground(self.ground)

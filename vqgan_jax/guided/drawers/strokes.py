@@ -24,6 +24,7 @@ class Strokes(Drawer):
     width: float = option(0.02, "initial width, as a fraction of the shorter side", above=0, most=1)
     ink: str = option("", "colour of all strokes; empty: each stroke has its own")
     ground: str = option("white", "colour of the background, or transparent")
+    is_scalable = True
 
     def __post_init__(self):
         rasterise.check_ground(self.ground)
