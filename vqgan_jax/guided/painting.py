@@ -266,6 +266,9 @@ class Painter:
         self.clips = targets.to_clip_tuple(clip)
         self.clip_weights = targets.resolve_clip_weights(clip_weights, len(self.clips))
         self.drawer = make_drawer(vq, self.options)
+        if self.options.enlarge is not None and self.options.enlarge.enlarge_tiles and self.drawer.is_scalable:
+            shown = f"drawer = {self.options.drawing.drawer!r} shows the same at every size and encodes no tiles"
+            raise ConfigError(f"enlarge_tiles = True: {shown}; leave it out")
         self.size = self.options.canvas.image_size(default_size(vq, self.clips), self.drawer.factor)
         sharpens = any(job.options.sharpen and job.options.sharpen.sharpen for job in self.jobs)
         self.filters = filters.make_filters(self.options, sharpens, self.size)

@@ -53,6 +53,9 @@ def test_shapes_are_the_same_at_the_larger_size(clip, name):
     assert large.shape == (32, 40, 3) and np.abs(halved - small).mean() < 3, "but for softer edges"
     plain = guided.paint(None, clip, "a star", drawer_options=few, **PIXELS | {"drawer": name, "steps": 1})
     jax.tree.map(np.testing.assert_array_equal, painted.latents, plain.latents)
+    with pytest.raises(ConfigError, match=f"enlarge_tiles = True: drawer = '{name}' shows the same at every size"):
+        tiles = {"enlarge": 2, "enlarge_steps": 0, "enlarge_tiles": True}
+        guided.paint(None, clip, "a star", drawer_options=few, **PIXELS | {"drawer": name} | tiles)
 
 
 def test_tiles_are_blended_and_then_filtered(vq, clip):
