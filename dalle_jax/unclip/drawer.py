@@ -30,13 +30,12 @@ class ImageEmbedding(Drawer):
 
     run: str = option("", "run directory of a decoder of unCLIP")
     steps: int = option(5, "steps of DDIM in which the decoder paints", least=2)
-    is_scalable = True
 
     def __post_init__(self):
         if not self.run:
             raise ConfigError("drawer = 'unclip' needs a decoder: name its run directory by drawer_options, run=DIR")
 
-    runs = property(lambda self: (self.run,))
+    is_scalable, runs = True, property(lambda self: (self.run,))
 
     @functools.cached_property
     def unclip(self) -> Unclip:
