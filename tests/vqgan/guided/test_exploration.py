@@ -90,6 +90,7 @@ def test_a_sheet_and_its_commands(from_clip, tmp_path, capsys):
         (["--grid", "lr=1,2"], "give both, or neither"),
         (["--explore"], "give both, or neither"),
         (["--explore", "--grid", "lr,smoothness"], "grid smoothness: it has no usual values; write smoothness=VALUE,VALUE"),
+        (["--explore", "--grid", "lr,"], "--grid lr,: it must be NAME=VALUE,VALUE, or NAME,NAME"),
         (["--explore", "--grid", "lr,cutmin"], "cutmin is not an option (in --grid): did you mean cut_min?"),
         (["--explore", "--grid", "lr=fast"], "--grid: lr = 'fast'; it must be a number"),
         (["--explore", "--grid", "lr=-1,2"], "lr = -1.0; it must be positive"),

@@ -109,6 +109,8 @@ def _parse_grid(texts: Sequence[str], with_vqgan: bool) -> dict[str, list[Any]]:
     for text in texts:
         names, equals, values = text.partition("=")
         names = [name.strip().replace("-", "_") for name in ([names] if equals else names.split(","))]
+        if not all(names):
+            raise UserError(f"--grid {text}: it must be NAME=VALUE,VALUE, or NAME,NAME")
         options_lib.refuse_unknown(names, options_lib.FIELDS, "an option (in --grid)")
         parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
         for name in names:
