@@ -50,7 +50,7 @@ PAINTED = ("a red star", "a blue circle", "a green heart", "a yellow square", "a
 PAINTING = {"steps": 300, "cuts": 8, "init_noise": "plain", "init_pixels": 3.0, "cut_min": 0.6, "jitter": 0.0}
 # Changes for a painting that starts from a drawing by a DALL-E (`init_dalle`).
 DRAWN_START = {"init_noise": None, "init_best": 8, "init_guidance": 5.0}
-DRAWN_START |= {"init_pixels": 10.0, "cut_min": 0.8, "steps": 100}
+DRAWN_START |= {"init_pixels": 30.0, "cut_min": 0.8, "steps": 100}
 
 
 def make_images(data: ConfigDict) -> Iterator[tuple[str, dict, bytes]]:
