@@ -21,7 +21,7 @@ def written(folder, body, name="mine.py"):
 def test_a_config_is_a_file_or_one_of_the_shipped_by_its_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     by_name = config_file.load("clip/demo")
-    assert by_name == config_file.load(config_file.FOLDER / "clip" / "demo.py") and by_name.steps == 800
+    assert by_name == config_file.load(config_file.FOLDER / "clip" / "demo.py") and by_name.steps == 400
     assert {"clip/demo", "vqgan/f16_1024", "dalle/shapes"} <= set(config_file.names())
 
 
