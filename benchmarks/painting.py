@@ -3,12 +3,11 @@
     python -m benchmarks.painting --vqgan runs/demo/vqgan --clip runs/demo/clip --held_out runs/clip-held-out [--seeds 1]
     python -m benchmarks.painting --data emoji --vqgan runs/emoji/vqgan --clip runs/emoji/clip --held_out runs/emoji/judge
 
-Images are painted from a plain start or, with --dalle, from drawings, with the options of the demo's data, which NAME=VALUE
-arguments override. The accuracy by CLIP is the share of
-images whose prompt is nearest among all prompts. The held-out CLIP is the same model trained with another seed
-(`--config.seed=1`); a lower accuracy by the held-out CLIP shows over-fitting to the guiding CLIP. Cosines of paintings, and
-of true pictures beside them, tell whether a CLIP prefers what was painted to the thing. "All parts" of a prompt are what it
-says and, of scenes, that nothing else is there (count).
+Images are painted from a plain start or, with --dalle, from drawings, with the options of the demo's data, which
+NAME=VALUE arguments override. The accuracy by CLIP is the share of images whose prompt is nearest among all prompts. The
+held-out CLIP is the same model trained with another seed (`--config.seed=1`); a lower accuracy by the held-out CLIP shows
+over-fitting to the guiding CLIP. Cosines of paintings, and of true pictures beside them, tell whether a CLIP prefers what
+was painted to the thing. "All parts" of a prompt are what it says and, of scenes, that nothing else is there (count).
 """
 
 import argparse

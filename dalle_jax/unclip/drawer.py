@@ -79,6 +79,10 @@ class ImageEmbedding(Drawer):
         deviations = np.linalg.solve(self.weights["axes"], (embeddings - self.weights["mean"]).T).T
         return {"embedding": deviations.astype(np.float32), "noise": noise}
 
+    def render(self, z, context):
+        """Decodes the embedding, as the drawer of compiled programs."""
+        return self.without_weights().render(z, context)
+
     def regularise(self, z, context):
         """Mean square of the embedding's deviations, 1 for embeddings like those of training."""
         return jnp.mean(jnp.square(z["embedding"]))

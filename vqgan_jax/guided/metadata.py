@@ -35,7 +35,8 @@ def hash_files(options: Options, scenes: Sequence[Scene]) -> dict[str, str]:
     if options.custom_losses is not None:
         hashes |= {f"the loss {loss.name}": loss.hash_source() for loss in options.custom_losses.losses}
     runs = options.drawing.make().runs if options.drawing else ()
-    runs = [*runs, options.start.init_dalle] if options.start and options.start.init_dalle else runs
+    if options.drawn_start is not None:
+        runs = (*runs, options.start.init_dalle)
     hashes |= {run: hash_run(run) for run in runs}
     return hashes | {file: hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
 

@@ -24,7 +24,6 @@ def save_direction(arguments: argparse.Namespace) -> int:
 def list_drawers(arguments: argparse.Namespace) -> int:
     """Runs the command `drawers`."""
     from vqgan_jax.guided import drawers
-    from vqgan_jax.guided.drawers.drawer import Drawer
 
     for name in drawers.TABLE:
         drawer = drawers.find(name)
@@ -34,7 +33,7 @@ def list_drawers(arguments: argparse.Namespace) -> int:
         for option, default, text in drawer.documentation(""):
             shown = ",".join(default) if isinstance(default, tuple) else default
             print(f"          {option}={str(shown).lower()}  {text}")
-        if drawer.regularise is not Drawer.regularise:
+        if drawer.regularise is not None:
             penalty = drawer.regularise.__doc__.splitlines()[0].rstrip(".")
             print(f"          --sparsity  weight of the {penalty[0].lower()}{penalty[1:]}")
     return 0

@@ -1,8 +1,9 @@
 """The interface of drawers, with start pictures by gradient descent for those that cannot invert their rendering."""
 
+import abc
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ class Context(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawer(Options):
+class Drawer(Options, abc.ABC):
     """Parameters of a picture, and their rendering. Subclasses are frozen dataclasses, whose fields are options.
 
     Parameters are a tree of float32 arrays, scaled so that a step of 0.1 in each of them is a sensible one. A drawer is a
@@ -44,9 +45,12 @@ class Drawer(Options):
 
     Attributes:
       is_scalable: whether the same parameters show the same picture at all sizes.
+      regularise: method `(z, context) -> scalar`, a penalty of superfluous detail, whose weight is the option `sparsity`;
+        its docstring's first line describes it. None: the drawer has no penalty.
     """
 
     is_scalable: ClassVar[bool] = False
+    regularise: ClassVar[Callable | None] = None
 
     @property
     def factor(self) -> int:
@@ -67,25 +71,21 @@ class Drawer(Options):
         """Returns the drawer as a key of compiled programs."""
         return self
 
+    @abc.abstractmethod
     def init(self, size: tuple[int, int], seeds: Sequence[int]) -> Parameters:
         """Draws the parameters of a picture for each seed (leading axis n), on the host."""
-        raise NotImplementedError
 
     def encode(self, size: tuple[int, int], images: Float32[np.ndarray, "n H W 3"], z: Parameters) -> Parameters:
         """Returns parameters whose pictures are near the images; by default fitted from `z` (leading axis n)."""
         return jax.tree.map(np.asarray, _fit(self, size, images, z))
 
+    @abc.abstractmethod
     def render(self, z: Parameters, context: Context) -> Float[Array, "H W c"]:
         """Renders one picture, RGB or RGBA (not premultiplied), nominally in [0, 1]."""
-        raise NotImplementedError
 
     def project(self, z: Parameters, context: Context) -> Parameters:
         """Moves parameters to the nearest allowed ones, after each step."""
         return z
-
-    def regularise(self, z: Parameters, context: Context) -> Float[Array, ""]:
-        """Computes a penalty of superfluous detail, whose weight is the option `sparsity`."""
-        raise NotImplementedError
 
     def codes(self, z: Parameters, context: Context) -> Int[Array, "h w"] | None:
         """Returns the codes of a VQGAN; None for all other drawers."""

@@ -178,13 +178,11 @@ def _check_wide_cuts(completed: Sequence[Mapping[str, Any]]) -> None:
 
 def _check_drawer(completed: Sequence[Mapping[str, Any]]) -> None:
     """Raises ConfigError for options that mean nothing to a drawer."""
-    from vqgan_jax.guided.drawers.drawer import Drawer
-
     name = completed[0]["drawer"]
     if completed[0]["prior"] is not None:
         raise ConfigError(f"prior = {completed[0]['prior']}: it models the codes of a VQGAN, and drawer = {name} has none")
     weights = [values["sparsity"] for values in completed if values["sparsity"]]
-    if weights and drawers.find(name).regularise is Drawer.regularise:
+    if weights and drawers.find(name).regularise is None:
         raise ConfigError(f"sparsity = {weights[0]:g}: drawer = {name} has no penalty of detail; leave it out")
 
 
